@@ -1,0 +1,2 @@
+//! The Peregrine command line.
+fn main() {}

@@ -1,0 +1,258 @@
+//! The vocabulary between the client and everything that commands or watches it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+pub use crate::failure::{Cause, Failure, HostFault, Phase, Side};
+use crate::plan::{Dns, Plan};
+use crate::profile::{Credentials, Profile};
+use crate::timer::UnixTime;
+
+/// What the user wants.
+#[derive(Debug)]
+pub enum Command {
+    /// Bring this profile's tunnel up. Ends whatever is up.
+    Connect(Box<Profile>, Credentials),
+    /// Take the tunnel down and tell the gateway.
+    Disconnect,
+}
+
+/// Two ends of a UDP flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Path {
+    /// Our address and port, as the socket has them.
+    pub local: SocketAddr,
+    /// The gateway's address and port.
+    pub remote: SocketAddr,
+}
+
+/// A UDP payload to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// From where to where. `path.local` is an address that an [`Answer::Bound`] named.
+    pub path: Path,
+    /// The UDP payload, with the non-ESP marker where the port calls for it (RFC 3948, section 2.2).
+    pub payload: Box<[u8]>,
+}
+
+/// A question of the client's to its host. Every question gets exactly one [`Answer`], late or never is a time-out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// The addresses of a host name, on the physical network.
+    Resolve(String),
+    /// A UDP socket that can reach this address and is never routed into our own tunnel. One socket per address
+    /// family is enough: the client sends to more than one port of the gateway from it (RFC 7296, section 2.23).
+    Bind(SocketAddr),
+}
+
+/// The host's answer to an [`Ask`] or to an [`Event::Plan`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The addresses of the name asked for, in the resolver's order; empty when there are none.
+    Resolved(Result<Vec<IpAddr>, HostFault>),
+    /// The socket for the address asked for, with the local address that it will send from.
+    Bound(SocketAddr, Result<Path, HostFault>),
+    /// The latest plan is what the machine now is, or why it cannot be. `interface` is the tunnel device's name.
+    Applied(Result<Option<String>, HostFault>),
+}
+
+/// What the client wants done or known.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A question.
+    Ask(Ask),
+    /// Make the machine equal to this; answer with [`Answer::Applied`].
+    Plan(Plan),
+    /// The whole truth, whenever it changed.
+    Status(Box<Status>),
+}
+
+/// Where inner packets become sealed datagrams: the host's own send buffers.
+pub trait Sink {
+    /// Room for one datagram of at most `len` octets to `path`, or none when the host has no room: the packet is
+    /// then dropped and counted.
+    fn reserve(&mut self, path: Path, len: usize) -> Option<&mut [u8]>;
+    /// The last reserved room holds a datagram of `len` octets: send it.
+    fn commit(&mut self, len: usize);
+}
+
+/// The state word of [`Status`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Nothing is up and nothing is wanted.
+    #[default]
+    Idle,
+    /// A tunnel is being built.
+    Connecting,
+    /// The tunnel is up and the machine uses it.
+    Connected,
+    /// The tunnel was lost and is being built again.
+    Reconnecting,
+    /// Traffic is blocked until somebody acts.
+    Blocked,
+    /// The tunnel is being taken down.
+    Disconnecting,
+}
+
+/// How far a connection attempt has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The gateway's name becomes addresses.
+    Resolve,
+    /// Waiting for the first sign of life of any address.
+    Reach,
+    /// IKE_SA_INIT: proposals, key exchange, NAT detection.
+    IkeSaInit,
+    /// IKE_AUTH: certificates and identities.
+    IkeAuth,
+    /// EAP rounds inside IKE_AUTH.
+    Eap,
+    /// The Child SA: ESP suite, traffic selectors, addresses.
+    ChildSa,
+    /// Device, routes and DNS on this machine.
+    Apply,
+}
+
+impl Stage {
+    /// The stage's name in status and failures.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Resolve => "resolve",
+            Self::Reach => "reach",
+            Self::IkeSaInit => "ike_sa_init",
+            Self::IkeAuth => "ike_auth",
+            Self::Eap => "eap",
+            Self::ChildSa => "child_sa",
+            Self::Apply => "apply",
+        }
+    }
+}
+
+/// Everything that a user interface shows; never a difference to an earlier one.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// What is up.
+    pub state: State,
+    /// The profile's name.
+    pub profile: Option<String>,
+    /// Since when the state word is true.
+    pub since: Option<UnixTime>,
+    /// The number of the connection attempt, from 1.
+    pub attempt: u32,
+    /// How far the attempt has come, while there is one.
+    pub stage: Option<Stage>,
+    /// The gateway as configured and as found.
+    pub gateway: Option<GatewayStatus>,
+    /// The UDP flow in use.
+    pub path: Option<PathStatus>,
+    /// Phase 1.
+    pub ike_sa: Option<IkeSaStatus>,
+    /// Phase 2.
+    pub child_sas: Vec<ChildSaStatus>,
+    /// Our inner addresses.
+    pub addresses: Vec<IpNet>,
+    /// Name resolution through the tunnel.
+    pub dns: Dns,
+    /// The largest inner packet, in octets.
+    pub mtu: Option<u16>,
+    /// What went through, and what did not and why.
+    pub traffic: Traffic,
+    /// What was negotiated beyond the bare protocol.
+    pub features: Features,
+    /// Why the last attempt or connection ended, if it failed.
+    pub failure: Option<Failure>,
+}
+
+/// The gateway as configured and as found.
+#[derive(Clone, Debug, Serialize)]
+pub struct GatewayStatus {
+    /// The host name or address of the profile.
+    pub host: String,
+    /// The address and port in use.
+    pub address: Option<SocketAddr>,
+    /// The identity that the gateway proved.
+    pub identity: Option<String>,
+}
+
+/// The UDP flow in use.
+#[derive(Clone, Debug, Serialize)]
+pub struct PathStatus {
+    /// Our end.
+    pub local: SocketAddr,
+    /// The gateway's end.
+    pub remote: SocketAddr,
+    /// `udp`, or `tcp` (RFC 9329).
+    pub transport: &'static str,
+    /// Who is behind a NAT: `none`, `local`, `remote`, `both` (RFC 7296, section 2.23).
+    pub nat: &'static str,
+    /// The physical interface, where the host knows it.
+    pub interface: Option<String>,
+    /// The last exchange's round trip, in milliseconds.
+    pub rtt_ms: Option<u32>,
+}
+
+/// Phase 1, the secure channel.
+#[derive(Clone, Debug, Serialize)]
+pub struct IkeSaStatus {
+    /// The initiator's SPI, 16 hexadecimal digits.
+    pub initiator_spi: String,
+    /// The responder's SPI, 16 hexadecimal digits.
+    pub responder_spi: String,
+    /// The negotiated suite in strongSwan's proposal keywords.
+    pub suite: String,
+    /// When it was established.
+    pub established: UnixTime,
+    /// When it will be rekeyed, if it will be.
+    pub rekey_at: Option<UnixTime>,
+}
+
+/// Phase 2, the user's traffic.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChildSaStatus {
+    /// The SPI that the gateway sends with, 8 hexadecimal digits.
+    pub inbound_spi: String,
+    /// The SPI that we send with, 8 hexadecimal digits.
+    pub outbound_spi: String,
+    /// The negotiated suite in strongSwan's proposal keywords.
+    pub suite: String,
+    /// Our traffic selectors after narrowing.
+    pub local_ts: Vec<String>,
+    /// The gateway's traffic selectors after narrowing.
+    pub remote_ts: Vec<String>,
+    /// When it will be rekeyed, if it will be.
+    pub rekey_at: Option<UnixTime>,
+}
+
+/// What went through the tunnel since it came up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Octets of inner packets sent.
+    pub tx_bytes: u64,
+    /// Octets of inner packets received.
+    pub rx_bytes: u64,
+    /// Inner packets sent.
+    pub tx_packets: u64,
+    /// Inner packets received.
+    pub rx_packets: u64,
+    /// Packets that did not go through, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+}
+
+/// What was negotiated beyond the bare protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Features {
+    /// The gateway follows address changes (RFC 4555).
+    pub mobike: bool,
+    /// Long IKE messages travel in fragments (RFC 7383).
+    pub fragmentation: bool,
+    /// ESP counts with 64 bits (RFC 4303, section 2.2.1).
+    pub esn: bool,
+    /// A post-quantum key exchange contributed to the keys (RFC 9370).
+    pub post_quantum: bool,
+}

@@ -1,0 +1,1 @@
+//! Sealing and opening the user's packets (RFC 4303).

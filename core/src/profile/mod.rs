@@ -1,0 +1,181 @@
+//! What the user configured, already parsed.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::crypto::Secret;
+use crate::pki::{Certificate, PrivateKey};
+use crate::proposal::{EspProposal, IkeProposal};
+
+/// One connection: which gateway, who we are, what goes through.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// The name shown to the user.
+    pub name: String,
+    /// Whom we connect to, and how it proves itself.
+    pub gateway: Gateway,
+    /// How we prove ourselves.
+    pub auth: Auth,
+    /// Phase 1.
+    pub ike: IkeConfig,
+    /// Phase 2.
+    pub child: ChildConfig,
+    /// Name resolution, MTU.
+    pub network: NetworkConfig,
+}
+
+/// Whom we connect to, and how it proves itself.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    /// Where it is.
+    pub host: Host,
+    /// The port of IKE_SA_INIT; 500 is left for 4500 after it, any other is used throughout, with the non-ESP marker.
+    pub port: u16,
+    /// The identity that it must prove.
+    pub identity: Identity,
+    /// Send `identity` as IDr.
+    pub send_idr: bool,
+    /// The certification authorities that may vouch for it.
+    pub anchors: Anchors,
+    /// Its own certificate, if the profile pins it.
+    pub pin: Option<Certificate>,
+    /// Accept an AUTH made with RSA and SHA-1 (method 1) from a gateway without RFC 7427, and answer in kind.
+    pub allow_sha1_auth: bool,
+}
+
+/// A gateway's address as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// A DNS name, in A-labels.
+    Name(String),
+    /// An address.
+    Address(IpAddr),
+}
+
+/// Certification authorities.
+#[derive(Clone, Debug)]
+pub struct Anchors {
+    /// The certificates.
+    pub certificates: Vec<Certificate>,
+    /// They are the operating system's store and not the profile's own: do not list them in CERTREQ.
+    pub system: bool,
+}
+
+/// An identity (RFC 7296, section 3.5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// ID_IPV4_ADDR or ID_IPV6_ADDR.
+    Address(IpAddr),
+    /// ID_FQDN, in A-labels.
+    Fqdn(String),
+    /// ID_RFC822_ADDR.
+    Rfc822(String),
+    /// ID_DER_ASN1_DN: a DER `Name`.
+    Dn(Vec<u8>),
+    /// ID_KEY_ID: opaque octets.
+    KeyId(Vec<u8>),
+}
+
+/// How we prove ourselves.
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// With what.
+    pub method: AuthKind,
+    /// IDi; by default the certificate's subjectAltName or subject, or the user name.
+    pub identity: Option<Identity>,
+    /// The identity in EAP-Response/Identity; by default the user name, or else IDi as text.
+    pub eap_identity: Option<String>,
+    /// The user name of a password method.
+    pub username: Option<String>,
+    /// Names of which the EAP-TLS server's certificate must carry one; by default the gateway's identity.
+    pub aaa_identity: Option<Identity>,
+    /// The certification authorities that may vouch for the EAP-TLS server; by default the gateway's.
+    pub aaa_anchors: Option<Anchors>,
+}
+
+/// With what we prove ourselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthKind {
+    /// A pre-shared key, both ways.
+    Psk,
+    /// A certificate and its private key, in IKE_AUTH.
+    Certificate,
+    /// A certificate and its private key, in EAP-TLS (RFC 5216, RFC 9190).
+    EapTls,
+    /// A user name and a password, in EAP-MSCHAPv2.
+    EapMsChapV2,
+}
+
+/// What the profile's owner keeps secret. Printed as nothing, zeroized when dropped.
+#[derive(Clone, Default)]
+pub struct Credentials {
+    /// The pre-shared key.
+    pub psk: Option<Secret>,
+    /// The password, in UTF-8.
+    pub password: Option<Secret>,
+    /// Our certificate first, then intermediate ones in any order.
+    pub chain: Vec<Certificate>,
+    /// The private key of the first certificate.
+    pub key: Option<PrivateKey>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credentials(..)")
+    }
+}
+
+/// Phase 1.
+#[derive(Clone, Debug)]
+pub struct IkeConfig {
+    /// What we offer, in order of preference.
+    pub proposals: Vec<IkeProposal>,
+    /// Age at which the IKE SA is rekeyed.
+    pub rekey: Duration,
+    /// Ask the gateway to follow address changes (RFC 4555).
+    pub mobike: bool,
+    /// Offer IKE fragmentation (RFC 7383).
+    pub fragmentation: bool,
+    /// The largest IP datagram of an IKE message, in octets.
+    pub fragment_size: u16,
+    /// Silence after which the gateway is asked whether it lives.
+    pub dpd: Duration,
+}
+
+/// Phase 2.
+#[derive(Clone, Debug)]
+pub struct ChildConfig {
+    /// What we offer, in order of preference.
+    pub proposals: Vec<EspProposal>,
+    /// What goes into the tunnel.
+    pub remote_ts: Vec<IpNet>,
+    /// What stays out of it although `remote_ts` covers it.
+    pub exclude: BTreeSet<IpNet>,
+    /// Age at which the Child SA is rekeyed.
+    pub rekey: Duration,
+}
+
+/// Name resolution and packet size.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// Whose name servers to use.
+    pub dns: DnsPolicy,
+    /// Domains to resolve through the tunnel; by default the gateway's.
+    pub domains: Vec<String>,
+    /// The largest inner packet in octets; by default computed for the path and the suite.
+    pub mtu: Option<u16>,
+}
+
+/// Whose name servers to use while the tunnel is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DnsPolicy {
+    /// What the gateway assigns.
+    Gateway,
+    /// The machine's own, unchanged.
+    None,
+    /// These.
+    Servers(Vec<IpAddr>),
+}

@@ -1,0 +1,3 @@
+//! Bytes to borrowed values and back.
+
+pub mod iana;

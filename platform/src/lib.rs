@@ -1,0 +1,1 @@
+//! Everything of Peregrine that touches an operating system.
