@@ -91,8 +91,6 @@ pub enum Timer {
     NatKeepalive,
     /// The gateway has had its time to confirm our Delete.
     CloseDeadline,
-    /// An incomplete set of IKE fragments is given up (RFC 7383, section 2.6).
-    Reassembly,
 }
 
 #[cfg(test)]

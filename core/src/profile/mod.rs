@@ -143,6 +143,9 @@ pub struct IkeConfig {
     pub fragment_size: u16,
     /// Silence after which the gateway is asked whether it lives.
     pub dpd: Duration,
+    /// Tell the gateway to forget every other SA of this identity (RFC 7296, section 2.4). It ends the sessions of
+    /// the user's other devices, so only a profile can ask for it.
+    pub initial_contact: bool,
 }
 
 /// Phase 2.
@@ -152,6 +155,9 @@ pub struct ChildConfig {
     pub proposals: Vec<EspProposal>,
     /// What goes into the tunnel.
     pub remote_ts: Vec<IpNet>,
+    /// Whether the gateway may allow less than `remote_ts`. If not, less is a failure; if so, only what it allows
+    /// goes into the tunnel, and the status says what that is.
+    pub accept_narrowing: bool,
     /// What stays out of it although `remote_ts` covers it.
     pub exclude: BTreeSet<IpNet>,
     /// Age at which the Child SA is rekeyed.
