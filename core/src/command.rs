@@ -53,10 +53,21 @@ pub enum Ask {
 pub enum Answer {
     /// The addresses of the name asked for, in the resolver's order; empty when there are none.
     Resolved(Result<Vec<IpAddr>, HostFault>),
-    /// The socket for the address asked for, with the local address that it will send from.
-    Bound(SocketAddr, Result<Path, HostFault>),
+    /// The socket for the address asked for, and what the host knows of the way there.
+    Bound(SocketAddr, Result<Bound, HostFault>),
     /// The latest plan is what the machine now is, or why it cannot be. `interface` is the tunnel device's name.
     Applied(Result<Option<String>, HostFault>),
+}
+
+/// A socket that reaches the gateway, and what the host knows of the way there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The socket's own address and port, as a route lookup chose them, and the address asked for.
+    pub path: Path,
+    /// The largest IP datagram that the way is known to carry, in octets; none when the host cannot tell.
+    pub mtu: Option<u16>,
+    /// The physical interface that the way begins with.
+    pub interface: Option<String>,
 }
 
 /// What the client wants done or known.
