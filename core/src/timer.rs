@@ -99,7 +99,10 @@ mod tests {
 
     #[test]
     fn wall_clock_time_is_shown_as_rfc_3339() {
-        assert_eq!(UnixTime(Duration::from_millis(1_795_228_800_999)).to_string(), "2026-11-21T02:40:00Z");
+        assert_eq!(
+            UnixTime(Duration::from_millis(1_795_228_800_999)).to_string(),
+            "2026-11-21T02:40:00Z"
+        );
         assert_eq!(UnixTime::default().to_string(), "1970-01-01T00:00:00Z");
     }
 
