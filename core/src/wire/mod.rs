@@ -6,6 +6,8 @@
 //! | `header` | the IKE header, and a message as it stands in the datagram |
 //! | `payload` | the payloads, and the chain that they form |
 //! | `sa`, `ts` | the two payloads with structure inside: proposals, traffic selectors |
+//! | `sealed` | SK and SKF: messages under a key |
+//! | `reassembly` | fragments back to a message |
 //!
 //! Decoding is strict about structure: every length, count and chain must be consistent to the last octet, and what
 //! an element says about itself must be possible. It is tolerant where RFC 7296 demands tolerance: unknown numbers
@@ -16,7 +18,9 @@ mod header;
 pub mod iana;
 mod payload;
 mod reader;
+mod reassembly;
 mod sa;
+mod sealed;
 mod ts;
 
 use std::fmt;
@@ -26,9 +30,12 @@ pub use payload::{
     Auth, Cert, CertReq, CfgAttribute, Cp, Delete, Fragment, Id, Ke, Notify, Payload, Sealed,
     decode_payloads, encode_payloads,
 };
+pub use reassembly::{MAX_FRAGMENTS, MAX_REASSEMBLED, Reassembly};
 pub use sa::{Attribute, AttributeValue, Proposal, Transform};
+pub use sealed::{OpenError, OpenedBody, open_sealed, seal_fragments, seal_message};
 pub use ts::{TrafficSelector, Ts};
 
+use crate::crypto::CryptoError;
 use iana::PayloadType;
 
 /// The most payloads in one message, outside and inside SK together counted apart.
@@ -217,6 +224,8 @@ pub enum EncodeError {
     FragmentSize,
     /// The counter of initialization vectors has run out: this key must not be used any more.
     IvExhausted,
+    /// The cipher refused.
+    Crypto(CryptoError),
 }
 
 impl fmt::Display for EncodeError {
@@ -234,6 +243,7 @@ impl fmt::Display for EncodeError {
                 "the message cannot be divided into fragments of the allowed size"
             ),
             Self::IvExhausted => write!(f, "no initialization vector is left under this key"),
+            Self::Crypto(error) => write!(f, "the message could not be encrypted: {error}"),
         }
     }
 }
