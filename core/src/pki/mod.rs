@@ -1,21 +1,28 @@
 //! Certificates, private keys, signatures, and who may be trusted.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | `cert` | read an X.509 certificate |
+//! | `name` | distinguished names, and text that is safe to show |
+//! | `path` | decide whether a chain proves an identity |
+//! | `scheme` | name signature algorithms as the wire does |
+//! | `verify` | check a signature |
+//! | `key` | hold a private key and sign with it |
+//! | `load` | read certificates and keys from the files that people have |
+//! | `tls` | lend keys and rules to rustls |
 
-use std::fmt;
+mod cert;
+mod der;
+mod error;
+mod key;
+mod name;
+mod scheme;
+mod verify;
 
-/// An X.509 certificate.
-#[derive(Clone, Debug)]
-pub struct Certificate {}
+pub use cert::{Certificate, KeyKind, MAX_CERTIFICATE_OCTETS, SubjectName};
+pub use error::CertError;
+pub use key::{PrivateKey, SignError};
+pub use scheme::{SignatureEncoding, SignatureScheme};
+pub use verify::verify_signature;
 
-/// A private key.
-#[derive(Clone)]
-pub struct PrivateKey {}
-
-impl fmt::Debug for PrivateKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PrivateKey(..)")
-    }
-}
-
-/// Why a certificate is not acceptable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CertError {}
+pub(crate) use name::{dn_from_text, dn_matches, dn_text, escape, from_hex, hex, is_well_formed};

@@ -1,5 +1,7 @@
 //! What the user configured, already parsed.
 
+mod identity;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,6 +11,8 @@ use ipnet::IpNet;
 use crate::crypto::Secret;
 use crate::pki::{Certificate, PrivateKey};
 use crate::proposal::{EspProposal, IkeProposal};
+
+pub use identity::{Identity, IdentityError};
 
 /// One connection: which gateway, who we are, what goes through.
 #[derive(Clone, Debug)]
@@ -62,21 +66,6 @@ pub struct Anchors {
     pub certificates: Vec<Certificate>,
     /// They are the operating system's store and not the profile's own: do not list them in CERTREQ.
     pub system: bool,
-}
-
-/// An identity (RFC 7296, section 3.5).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Identity {
-    /// ID_IPV4_ADDR or ID_IPV6_ADDR.
-    Address(IpAddr),
-    /// ID_FQDN, in A-labels.
-    Fqdn(String),
-    /// ID_RFC822_ADDR.
-    Rfc822(String),
-    /// ID_DER_ASN1_DN: a DER `Name`.
-    Dn(Vec<u8>),
-    /// ID_KEY_ID: opaque octets.
-    KeyId(Vec<u8>),
 }
 
 /// How we prove ourselves.
