@@ -2,6 +2,7 @@
 //!
 //! | module | its one job |
 //! |---|---|
+//! | `algorithms` | the signature algorithms of certificate chains, for webpki |
 //! | `cert` | read an X.509 certificate |
 //! | `name` | distinguished names, and text that is safe to show |
 //! | `path` | decide whether a chain proves an identity |
@@ -9,19 +10,23 @@
 //! | `verify` | check a signature |
 //! | `key` | hold a private key and sign with it |
 //! | `load` | read certificates and keys from the files that people have |
-//! | `tls` | lend keys and rules to rustls |
+//! | [`tls`] | lend keys and rules to rustls |
 
+mod algorithms;
 mod cert;
 mod der;
 mod error;
 mod key;
 mod name;
+mod path;
 mod scheme;
+pub mod tls;
 mod verify;
 
 pub use cert::{Certificate, KeyKind, MAX_CERTIFICATE_OCTETS, SubjectName};
 pub use error::CertError;
 pub use key::{PrivateKey, SignError};
+pub use path::{MAX_CHAIN, VerifiedPeer, verify_gateway, verify_tls_server};
 pub use scheme::{SignatureEncoding, SignatureScheme};
 pub use verify::verify_signature;
 
