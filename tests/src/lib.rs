@@ -1,1 +1,3 @@
 //! The world outside the client.
+
+pub mod lab;

@@ -1,0 +1,60 @@
+//! What things are called in the lab, and where they are. `tests/netns/` uses the same names.
+
+/// The gateway behind the NAT router: our address is translated on the way.
+pub const GATEWAY_NAT: &str = "192.0.2.1";
+/// The same gateway on a path without NAT.
+pub const GATEWAY_DIRECT: &str = "192.0.2.2";
+/// The same gateway over IPv6, without NAT.
+pub const GATEWAY_V6: &str = "2001:db8:1::1";
+/// The same gateway at an address where it accepts only IKE proposals that we never make.
+pub const GATEWAY_REFUSING_IKE: &str = "192.0.2.3";
+/// A gateway that lacks RFC 7427 (digital signature authentication).
+pub const GATEWAY_OLD: &str = "192.0.2.11";
+/// A gateway that speaks IKEv1 only.
+pub const GATEWAY_V1: &str = "192.0.2.12";
+/// A machine that drops everything.
+pub const GATEWAY_SILENT: &str = "192.0.2.13";
+/// The name of the gateway, for both address families, as the resolver outside knows it.
+pub const GATEWAY_NAME: &str = "gw.vpn.lab";
+
+/// The server in the network behind the gateway: HTTP on port 80, DNS on port 53.
+pub const SERVER_V4: &str = "10.1.0.2";
+/// The same server over IPv6.
+pub const SERVER_V6: &str = "fd01::2";
+/// A name that only the name server behind the gateway knows.
+pub const SERVER_NAME: &str = "www.corp.lab";
+
+/// The addresses in the gateways' certificates.
+pub const GATEWAY_ADDRESSES: &[&str] = &[GATEWAY_NAT, GATEWAY_DIRECT, GATEWAY_V6];
+
+/// The identities that the gateway answers to, one for each way of authentication. All are in its certificates.
+pub const GATEWAY_IDENTITIES: &[&str] = &[
+    GATEWAY_NAME,
+    "eap-tls.vpn.lab",
+    "eap-tls13.vpn.lab",
+    "eap-md5.vpn.lab",
+    "eap-mschapv2.vpn.lab",
+    "cert.vpn.lab",
+    "cert-p384.vpn.lab",
+    "cert-p521.vpn.lab",
+    "cert-rsa.vpn.lab",
+    "cert-ed25519.vpn.lab",
+    "cert-long.vpn.lab",
+    "psk.vpn.lab",
+    "no-esp.vpn.lab",
+    "no-ts.vpn.lab",
+    "old.vpn.lab",
+    "old-rsa.vpn.lab",
+];
+
+/// The name of the EAP-TLS server behind the gateway at `eap-tls13.vpn.lab`.
+pub const RADIUS_NAME: &str = "radius.lab";
+
+/// The user of the password methods.
+pub const USER: &str = "bob";
+/// His password.
+pub const PASSWORD: &str = "correct horse battery staple";
+/// The pre-shared key, and who uses it.
+pub const PSK: &str = "0sTt3nJ9mW-lab-only-x7Qd2vKc";
+/// The identity that goes with [`PSK`].
+pub const PSK_USER: &str = "psk-user@vpn.lab";
