@@ -256,12 +256,12 @@ pub(crate) const SIGNING: u16 = 0b1100_0000_0000_0000;
 /// The keyCertSign bit of keyUsage.
 pub(crate) const KEY_CERT_SIGN: u16 = 0b0000_0100_0000_0000;
 
-const OID_RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
-const OID_EC: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
+pub(super) const OID_RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
+pub(super) const OID_EC: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
 const OID_P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
 const OID_P384: &[u8] = &[0x2b, 0x81, 4, 0, 34];
 const OID_P521: &[u8] = &[0x2b, 0x81, 4, 0, 35];
-const OID_ED25519: &[u8] = &[0x2b, 0x65, 0x70];
+pub(super) const OID_ED25519: &[u8] = &[0x2b, 0x65, 0x70];
 const OID_KEY_USAGE: &[u8] = &[0x55, 0x1d, 15];
 const OID_SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 17];
 const OID_BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 19];
@@ -431,20 +431,28 @@ pub(crate) fn public_key(spki: &[u8]) -> Option<(KeyKind, &[u8])> {
     let key = der::bit_string_octets(&key)?;
     let oid = algorithm.expect(der::OID)?.body;
     let parameters = algorithm.any();
-    let curve = parameters
+    let named = parameters
         .filter(|value| value.tag == der::OID)
         .map(|value| value.body);
-    let kind = match (oid, curve) {
+    let kind = match (oid, named) {
         (OID_RSA, None) => KeyKind::Rsa {
             bits: rsa_public(key)?.0,
         },
-        (OID_EC, Some(OID_P256)) => KeyKind::EcP256,
-        (OID_EC, Some(OID_P384)) => KeyKind::EcP384,
-        (OID_EC, Some(OID_P521)) => KeyKind::EcP521,
+        (OID_EC, Some(oid)) => curve(oid),
         (OID_ED25519, None) if parameters.is_none() => KeyKind::Ed25519,
         _ => KeyKind::Unsupported,
     };
     Some((kind, key))
+}
+
+/// The kind of key on a named curve, from the content of its OID.
+pub(super) fn curve(oid: &[u8]) -> KeyKind {
+    match oid {
+        OID_P256 => KeyKind::EcP256,
+        OID_P384 => KeyKind::EcP384,
+        OID_P521 => KeyKind::EcP521,
+        _ => KeyKind::Unsupported,
+    }
 }
 
 /// Bits of the modulus, and the exponent if it fits 64 bits, of an `RSAPublicKey` (RFC 8017, appendix A.1.1).

@@ -53,6 +53,9 @@ pub enum SignError {
     /// The key is broken: its parts do not belong together.
     #[error("the private key is inconsistent")]
     InconsistentKey,
+    /// The operating system has no randomness.
+    #[error("the operating system gives no random numbers")]
+    NoRandomness,
 }
 
 /// Why octets are no private key that we can use.

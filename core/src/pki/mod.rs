@@ -10,6 +10,9 @@
 //! | `verify` | check a signature |
 //! | `key` | hold a private key and sign with it |
 //! | `load` | read certificates and keys from the files that people have |
+//! | `pem` | find the blocks in PEM text |
+//! | `pkcs12` | open PKCS #12 files |
+//! | `pbe` | decrypt what a passphrase protects |
 //! | [`tls`] | lend keys and rules to rustls |
 
 mod algorithms;
@@ -17,8 +20,12 @@ mod cert;
 mod der;
 mod error;
 mod key;
+mod load;
 mod name;
 mod path;
+mod pbe;
+mod pem;
+mod pkcs12;
 mod scheme;
 pub mod tls;
 mod verify;
@@ -26,8 +33,10 @@ mod verify;
 pub use cert::{Certificate, KeyKind, MAX_CERTIFICATE_OCTETS, SubjectName};
 pub use error::CertError;
 pub use key::{PrivateKey, SignError};
+pub use load::{LoadError, load_certificates, load_pkcs12, load_private_key};
 pub use path::{MAX_CHAIN, VerifiedPeer, verify_gateway, verify_tls_server};
 pub use scheme::{SignatureEncoding, SignatureScheme};
 pub use verify::verify_signature;
 
 pub(crate) use name::{dn_from_text, dn_matches, dn_text, escape, from_hex, hex, is_well_formed};
+pub(crate) use path::carries;

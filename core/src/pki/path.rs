@@ -479,7 +479,7 @@ fn unknown_issuer(chain: &[Certificate], anchors: &[Certificate], now: UnixTime)
 }
 
 /// Whether the certificate carries the identity that we demand.
-fn carries(certificate: &Certificate, identity: &Identity) -> Result<bool, CertError> {
+pub(crate) fn carries(certificate: &Certificate, identity: &Identity) -> Result<bool, CertError> {
     match identity {
         Identity::Dn(wanted) => Ok(dn_matches(certificate.subject_der(), wanted)
             || certificate

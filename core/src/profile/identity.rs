@@ -166,7 +166,7 @@ impl Identity {
 
     /// The identity that a certificate gives its holder: the first subjectAltName that can be one, else the subject.
     #[must_use]
-    pub fn from_certificate(certificate: &Certificate) -> Self {
+    pub fn of_certificate(certificate: &Certificate) -> Self {
         let name = certificate
             .subject_alt_names()
             .iter()
@@ -177,6 +177,13 @@ impl Identity {
                 SubjectName::Directory(_) | SubjectName::Other => None,
             });
         name.unwrap_or_else(|| Self::Dn(certificate.subject_der().to_vec()))
+    }
+
+    /// Whether a certificate carries this identity: as subjectAltName of its kind, a distinguished name as subject too, by
+    /// the rules of [`pki::verify_gateway`]. A key ID is in no certificate.
+    #[must_use]
+    pub fn is_in(&self, certificate: &Certificate) -> bool {
+        pki::carries(certificate, self).unwrap_or(false)
     }
 
     /// Whether both mean the same: names and e-mail addresses without regard to ASCII case, distinguished names as RFC
