@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`hash`] | digests, HMAC, and the two relics that MSCHAPv2 needs |
 //! | [`packet`] | seal and open one packet, for SK payloads and ESP alike |
+//! | [`prf`] | stretch a secret into keys |
 
 pub mod hash;
 pub mod packet;
+pub mod prf;
 
 use std::fmt;
 
@@ -15,6 +17,7 @@ use zeroize::Zeroizing;
 
 pub use hash::{HashKind, des_encrypt, hmac, md4, sha1, sha2_256, sha2_384, sha2_512};
 pub use packet::{CipherSuite, Encr, Integ, PacketKey};
+pub use prf::Prf;
 
 /// Octets that must not outlive their use: zeroized when dropped, printed as nothing, compared in constant time.
 #[derive(Clone)]
