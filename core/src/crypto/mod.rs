@@ -6,11 +6,13 @@
 //! | [`ke`] | agree on a secret with a peer |
 //! | [`packet`] | seal and open one packet, for SK payloads and ESP alike |
 //! | [`prf`] | stretch a secret into keys |
+//! | [`rsa_sha1`] | sign as old gateways want it |
 
 pub mod hash;
 pub mod ke;
 pub mod packet;
 pub mod prf;
+pub mod rsa_sha1;
 
 use std::fmt;
 
@@ -21,6 +23,7 @@ pub use hash::{HashKind, des_encrypt, hmac, md4, sha1, sha2_256, sha2_384, sha2_
 pub use ke::KeyExchange;
 pub use packet::{CipherSuite, Encr, Integ, PacketKey};
 pub use prf::Prf;
+pub use rsa_sha1::rsa_pkcs1_sha1_sign;
 
 /// Octets that must not outlive their use: zeroized when dropped, printed as nothing, compared in constant time.
 #[derive(Clone)]
