@@ -319,11 +319,18 @@ impl fmt::Debug for PacketKey {
 }
 
 impl Drop for PacketKey {
-    /// `ring`'s keys do not wipe themselves: they are overwritten with the schedule of a known key. `black_box`
-    /// keeps the store from being optimised away as dead.
+    /// `black_box` keeps the stores from being optimised away as dead.
     fn drop(&mut self) {
-        match &mut *self.cipher {
-            Cipher::Aead { key, salt } => {
+        self.cipher.wipe();
+        std::hint::black_box(&self.cipher);
+    }
+}
+
+impl Cipher {
+    /// `ring`'s keys do not wipe themselves when dropped: they are overwritten with the schedules of known keys.
+    fn wipe(&mut self) {
+        match self {
+            Self::Aead { key, salt } => {
                 let algorithm = key.algorithm();
                 let zeroes = [0; 32];
                 let blank = zeroes
@@ -334,9 +341,8 @@ impl Drop for PacketKey {
                 }
                 *salt = [0; SALT];
             }
-            Cipher::Cbc { mac, .. } => *mac = hmac::Key::new(mac.algorithm(), &[]),
+            Self::Cbc { mac, .. } => *mac = hmac::Key::new(mac.algorithm(), &[]),
         }
-        std::hint::black_box(&self.cipher);
     }
 }
 

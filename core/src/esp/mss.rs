@@ -92,3 +92,180 @@ const TCP: u8 = 6;
 const END_OF_OPTIONS: u8 = 0;
 const NO_OPERATION: u8 = 1;
 const MAXIMUM_SEGMENT_SIZE: u8 = 2;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::esp::mtu::checksum;
+
+    const SYN: u8 = 0x02;
+    const SYN_ACK: u8 = 0x12;
+
+    /// A TCP packet with a right checksum.
+    fn segment(v6: bool, flags: u8, options: &[u8], data: &[u8]) -> Vec<u8> {
+        assert_eq!(options.len() % 4, 0);
+        let tcp_len = 20 + options.len() + data.len();
+        let mut packet = if v6 {
+            let mut header = vec![0x60, 0, 0, 0, (tcp_len >> 8) as u8, tcp_len as u8, 6, 64];
+            header.extend([[0xfd; 16], [0x20; 16]].concat());
+            header
+        } else {
+            let len = 20 + tcp_len;
+            vec![
+                0x45,
+                0,
+                (len >> 8) as u8,
+                len as u8,
+                0,
+                0,
+                0x40,
+                0,
+                64,
+                6,
+                0,
+                0,
+                10,
+                0,
+                0,
+                2,
+                192,
+                0,
+                2,
+                1,
+            ]
+        };
+        packet.extend([0x13, 0x88, 0x01, 0xbb, 1, 2, 3, 4, 0, 0, 0, 0]);
+        packet.extend([(5 + options.len() as u8 / 4) << 4, flags, 0xfa, 0xf0, 0, 0, 0, 0]);
+        packet.extend(options);
+        packet.extend(data);
+        let at = packet.len() - tcp_len + 16;
+        let sum = tcp_sum(&packet).to_be_bytes();
+        packet[at..at + 2].copy_from_slice(&sum);
+        packet
+    }
+
+    /// Zero for a packet whose checksum is right.
+    fn tcp_sum(packet: &[u8]) -> u16 {
+        let (header_len, addresses) = if packet[0] >> 4 == 6 {
+            (40, 8..40)
+        } else {
+            (20, 12..20)
+        };
+        let tcp = &packet[header_len..];
+        checksum(&[
+            &packet[addresses],
+            &(tcp.len() as u32).to_be_bytes(),
+            &[0, 0, 0, 6],
+            tcp,
+        ])
+    }
+
+    fn mss_of(packet: &[u8]) -> Option<u16> {
+        let start = if packet[0] >> 4 == 6 { 60 } else { 40 };
+        let at = packet[start..].windows(2).position(|window| window == [2, 4])?;
+        Some(u16::from_be_bytes([
+            packet[start + at + 2],
+            packet[start + at + 3],
+        ]))
+    }
+
+    #[test]
+    fn a_syn_announces_what_fits() {
+        for (v6, flags, max) in [
+            (false, SYN, 1398),
+            (true, SYN, 1378),
+            (false, SYN_ACK, 1398),
+            (true, 0xc2, 1378),
+        ] {
+            let mut packet = segment(v6, flags, &[2, 4, 0x05, 0xb4], b"");
+            assert!(clamp_mss(&mut packet, 1438));
+            assert_eq!((mss_of(&packet), tcp_sum(&packet)), (Some(max), 0));
+            assert!(!clamp_mss(&mut packet, 1438), "once is enough");
+        }
+    }
+
+    #[test]
+    fn what_fits_already_stays() {
+        for announced in [536_u16, 1397, 1398] {
+            let [high, low] = announced.to_be_bytes();
+            let packet = segment(false, SYN, &[2, 4, high, low], b"");
+            let mut clamped = packet.clone();
+            assert!(!clamp_mss(&mut clamped, 1438));
+            assert_eq!(clamped, packet);
+        }
+    }
+
+    #[test]
+    fn only_first_fragments_of_a_syn_are_touched() {
+        let option = [2, 4, 0xff, 0xff];
+        let mut later_fragment = segment(false, SYN, &option, b"");
+        later_fragment[7] = 1;
+        let mut udp = segment(false, SYN, &option, b"");
+        udp[9] = 17;
+        let mut udp6 = segment(true, SYN, &option, b"");
+        udp6[6] = 17;
+        let mut cut = segment(false, SYN, &option, b"");
+        cut.pop();
+        let mut short_header = segment(false, SYN, &option, b"");
+        short_header[32] = 0x50;
+        let mut lying_header = segment(false, SYN, &option, b"");
+        lying_header[32] = 0xf0;
+        let unfit = [
+            segment(false, 0x10, &option, b""),
+            segment(false, SYN, &[0, 2, 4, 255, 255, 0, 0, 0], b""),
+            segment(false, SYN, &[2, 3, 255, 255], b""),
+            segment(false, SYN, &[8, 0, 2, 4, 255, 255, 0, 0], b""),
+            segment(false, SYN, &[3, 200, 2, 4, 255, 255, 0, 0], b""),
+            segment(false, SYN, &[1, 1, 2, 4], &[0xff, 0xff]),
+            segment(false, SYN, &[], b"data"),
+            later_fragment,
+            udp,
+            udp6,
+            cut,
+            short_header,
+            lying_header,
+            Vec::new(),
+        ];
+        for packet in unfit {
+            let mut clamped = packet.clone();
+            assert!(!clamp_mss(&mut clamped, 1438), "{packet:02x?}");
+            assert_eq!(clamped, packet);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_checksum_stays_right_wherever_the_option_lies(
+            v6: bool,
+            before in prop::sample::select(vec![
+                vec![], vec![1], vec![1, 1], vec![3, 3, 7], vec![4, 2, 1], vec![8, 10, 1, 2, 3, 4, 5, 6, 7, 8],
+            ]),
+            announced: u16,
+            mtu in 1280_u16..=9000,
+            data in prop::collection::vec(any::<u8>(), 0..9),
+        ) {
+            let mut options = [&before[..], &[2, 4], &announced.to_be_bytes()].concat();
+            options.resize(options.len().next_multiple_of(4), 0);
+            let mut packet = segment(v6, SYN, &options, &data);
+            let max = mtu - if v6 { 60 } else { 40 };
+            prop_assert_eq!(clamp_mss(&mut packet, mtu), announced > max);
+            prop_assert_eq!(tcp_sum(&packet), 0);
+            let expected = segment(v6, SYN, &[&before[..], &[2, 4], &announced.min(max).to_be_bytes(),
+                &options[before.len() + 4..]].concat(), &data);
+            let checksum_at = if v6 { 56 } else { 36 };
+            packet[checksum_at..checksum_at + 2].copy_from_slice(&expected[checksum_at..checksum_at + 2]);
+            prop_assert_eq!(packet, expected);
+        }
+
+        #[test]
+        fn no_options_panic(v6: bool, options in prop::collection::vec(any::<u8>(), 0..11), mtu: u16) {
+            let mut options = options;
+            options.resize(options.len().next_multiple_of(4), 2);
+            let mut packet = segment(v6, SYN, &options, b"");
+            clamp_mss(&mut packet, mtu);
+            prop_assert_eq!(tcp_sum(&packet), 0);
+        }
+    }
+}

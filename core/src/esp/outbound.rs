@@ -20,7 +20,7 @@ pub struct Outbound {
     selectors: Arc<Selectors>,
     /// The last sequence number used; the first one is 1 (RFC 4303, section 3.3.3).
     sequence: u64,
-    /// Octets encrypted, padding included.
+    /// Octets encrypted, with padding and ICVs.
     encrypted: u64,
     counters: Counters,
 }

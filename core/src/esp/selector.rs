@@ -263,3 +263,6 @@ const ICMP_REDIRECT: u16 = 5;
 const ICMPV6_REDIRECT: u16 = 137;
 /// Router and neighbour solicitations and advertisements, and redirects (RFC 4861, section 4).
 const NEIGHBOUR_DISCOVERY: std::ops::RangeInclusive<u16> = 133..=137;
+
+#[cfg(test)]
+mod tests;
