@@ -1,3 +1,4 @@
 //! The world outside the client.
 
+pub mod eap_server;
 pub mod lab;
