@@ -1,1 +1,20 @@
 //! Everything of Peregrine that touches an operating system.
+//!
+//! [`driver::run`] moves bytes and events between the pure [`peregrine_core::client::Client`] and a
+//! [`host::Host`]; it decides nothing. A host makes the machine equal to a plan, opens sockets that never lead
+//! into our own tunnel, resolves names, and knows the time.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`driver`] | the loop: `Client` <-> `Host` <-> channels |
+//! | [`host`] | what the driver asks of an operating system, without naming one |
+//! | [`clock`] | an instant that counts sleep, the wall clock, entropy |
+//! | [`batch`] | many packets in one buffer, without an allocation per packet |
+//! | `linux` | the host for Linux |
+
+pub mod batch;
+pub mod clock;
+pub mod driver;
+pub mod host;
+#[cfg(target_os = "linux")]
+pub mod linux;

@@ -1,0 +1,157 @@
+//! systemd-resolved, over D-Bus (`org.freedesktop.resolve1(5)`).
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use zbus::Connection;
+use zbus::connection::Builder;
+
+use super::{Refusal, Wanted, fault};
+
+const NAME: &str = "org.freedesktop.resolve1";
+const OBJECT: &str = "/org/freedesktop/resolve1";
+const MANAGER: &str = "org.freedesktop.resolve1.Manager";
+
+/// The files that `/etc/resolv.conf` may be a link to when systemd-resolved is in charge (systemd-resolved(8)).
+const FILES: [&str; 4] = [
+    "/run/systemd/resolve/stub-resolv.conf",
+    "/run/systemd/resolve/resolv.conf",
+    "/usr/lib/systemd/resolv.conf",
+    "/lib/systemd/resolv.conf",
+];
+
+/// The stub and the stub without local names.
+const STUBS: [IpAddr; 2] = [
+    IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 53)),
+    IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 54)),
+];
+
+/// How long systemd-resolved may take for one call.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whether programs that read `resolv_conf` end up at systemd-resolved.
+pub(super) fn is_in_charge(resolv_conf: &Path) -> bool {
+    let target = std::fs::canonicalize(resolv_conf).unwrap_or_default();
+    FILES.iter().any(|file| target == Path::new(file))
+        || super::read_to_string(resolv_conf)
+            .is_ok_and(|content| super::servers(&content).any(|server| STUBS.contains(&server)))
+}
+
+/// Sets the servers and domains of the tunnel's link.
+pub(super) fn put(bus: Option<&str>, wanted: &Wanted<'_>) -> Result<(), Refusal> {
+    let index = link(wanted.index);
+    let servers: Vec<(i32, Vec<u8>)> = wanted
+        .servers
+        .iter()
+        .map(|server| match server {
+            IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
+            IpAddr::V6(v6) => (libc::AF_INET6, v6.octets().to_vec()),
+        })
+        .collect();
+    // The second value says "route only": a domain to ask here about, not one to complete short names with.
+    let mut domains: Vec<(&str, bool)> = wanted
+        .domains
+        .iter()
+        .map(|domain| (domain.as_str(), false))
+        .collect();
+    if wanted.full {
+        domains.push((".", true));
+    }
+    // Without domains of its own, a link whose servers are to answer for all names must say so.
+    let default_route = wanted.full || wanted.domains.is_empty();
+    block_on(async {
+        let bus = connect(bus).await.map_err(|_| Refusal::NotInCharge)?;
+        call(&bus, "SetLinkDNS", &(index, servers))
+            .await
+            .map_err(|error| match &error {
+                zbus::Error::MethodError(name, _, _) if is_absence(name) => Refusal::NotInCharge,
+                _ => Refusal::Failed(refused(&error)),
+            })?;
+        let failed = |error: zbus::Error| Refusal::Failed(refused(&error));
+        call(&bus, "SetLinkDomains", &(index, domains))
+            .await
+            .map_err(failed)?;
+        call(&bus, "SetLinkDefaultRoute", &(index, default_route))
+            .await
+            .map_err(failed)?;
+        // Names asked for by multicast would go to the gateway's network. Older versions do not know the calls.
+        for method in ["SetLinkLLMNR", "SetLinkMulticastDNS"] {
+            if let Err(error) = call(&bus, method, &(index, "no")).await {
+                tracing::debug!(%error, method, "not set");
+            }
+        }
+        // Answers from outside the tunnel must not outlive the change.
+        if let Err(error) = call(&bus, "FlushCaches", &()).await {
+            tracing::debug!(%error, "the cache was not emptied");
+        }
+        Ok(())
+    })
+}
+
+/// Makes systemd-resolved forget the link's servers. It does so by itself when the link goes, so a failure is only
+/// noted.
+pub(super) fn put_back(bus: Option<&str>, index: u32) {
+    let done = block_on(async {
+        let bus = connect(bus).await?;
+        call(&bus, "RevertLink", &(link(index),)).await?;
+        call(&bus, "FlushCaches", &()).await
+    });
+    if let Err(error) = done {
+        tracing::debug!(%error, "systemd-resolved was not told that the link goes");
+    }
+}
+
+fn link(index: u32) -> i32 {
+    i32::try_from(index).unwrap_or(i32::MAX)
+}
+
+/// Runs a conversation on the bus to its end. The machine's thread has no runtime of its own.
+fn block_on<T, E: From<zbus::Error>>(conversation: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime
+        .map_err(|error| E::from(zbus::Error::from(error)))?
+        .block_on(conversation)
+}
+
+impl From<zbus::Error> for Refusal {
+    fn from(error: zbus::Error) -> Self {
+        Self::Failed(refused(&error))
+    }
+}
+
+async fn connect(bus: Option<&str>) -> zbus::Result<Connection> {
+    let builder = bus.map_or_else(Builder::system, Builder::address);
+    let connecting = builder.method_timeout(PATIENCE).build();
+    let late = |_| zbus::Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
+    tokio::time::timeout(PATIENCE, connecting).await.map_err(late)?
+}
+
+async fn call<B>(bus: &Connection, method: &str, body: &B) -> zbus::Result<()>
+where
+    B: serde::Serialize + zbus::DynamicType,
+{
+    bus.call_method(Some(NAME), OBJECT, Some(MANAGER), method, body)
+        .await
+        .map(drop)
+}
+
+/// Whether a bus error says that there is no systemd-resolved.
+fn is_absence(name: &str) -> bool {
+    ["ServiceUnknown", "NameHasNoOwner", "Spawn."]
+        .iter()
+        .any(|word| name.contains(word))
+        || name.ends_with("NoSuchUnit")
+}
+
+fn refused(error: &zbus::Error) -> peregrine_core::command::HostFault {
+    let permission = matches!(
+        error,
+        zbus::Error::MethodError(name, _, _)
+            if name.ends_with("AccessDenied") || name.ends_with("InteractiveAuthorizationRequired")
+    );
+    peregrine_core::command::HostFault {
+        permission,
+        ..fault("set the name servers with systemd-resolved", error.to_string())
+    }
+}

@@ -1,0 +1,311 @@
+//! Making the machine equal to a plan, and taking everything back.
+//!
+//! Plain blocking code on a thread of its own: the steps follow each other, each is written down before it is done,
+//! and the packets do not wait for any of them.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ipnet::IpNet;
+use peregrine_core::command::HostFault;
+use peregrine_core::plan::{Plan, TunnelConfig};
+
+use super::dns;
+use super::netlink::{Family, Netlink};
+use super::route::{self, Place};
+use super::state::Slot;
+use super::sysctl;
+use super::tun::Device;
+use super::{Config, fault};
+
+/// The gateways that a socket was asked for, so that a plan knows whether it covers one.
+pub(super) type Gateways = Arc<Mutex<BTreeSet<IpAddr>>>;
+
+/// This machine, as far as one instance changes it.
+pub(super) struct Machine {
+    config: Config,
+    gateways: Gateways,
+    netlink: Netlink,
+    families: Vec<Family>,
+    slot: Option<Slot>,
+    device: Option<Link>,
+}
+
+/// The tunnel device.
+#[derive(Clone, Debug)]
+struct Link {
+    name: String,
+    index: u32,
+}
+
+/// What a plan made.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// The descriptor of a new tunnel device.
+    pub(super) file: Option<File>,
+    /// The tunnel device's name, while there is one.
+    pub(super) interface: Option<String>,
+}
+
+impl Machine {
+    /// The machine in the network namespace of the calling thread. Changes nothing.
+    pub(super) fn new(config: Config, gateways: Gateways) -> Result<Self, HostFault> {
+        let netlink = Netlink::open().map_err(|error| fault("talk to the kernel about routes", error))?;
+        // A kernel without IPv6 has no IPv6 that could go past the tunnel either.
+        let mut families = vec![Family::V4];
+        if Path::new("/proc/sys/net/ipv6").exists() {
+            families.push(Family::V6);
+        }
+        Ok(Self {
+            config,
+            gateways,
+            netlink,
+            families,
+            slot: None,
+            device: None,
+        })
+    }
+
+    /// Makes the machine equal to `plan`. If that fails, everything of ours is taken back.
+    pub(super) fn apply(&mut self, plan: &Plan) -> Result<Made, HostFault> {
+        self.claim_slot()?;
+        let Some(config) = &plan.tunnel else {
+            self.take_back()?;
+            return Ok(Made {
+                file: None,
+                interface: None,
+            });
+        };
+        self.put(config).inspect_err(|fault| {
+            tracing::debug!(%fault, "taking everything back");
+            if let Err(second) = self.take_back() {
+                tracing::warn!(%second, "not everything could be taken back; the next start tries again");
+            }
+        })
+    }
+
+    /// Takes a slot for this instance, and takes back what crashed ones left.
+    fn claim_slot(&mut self) -> Result<(), HostFault> {
+        if self.slot.is_some() {
+            return Ok(());
+        }
+        let (left_behind, ours) = Slot::claim(&self.config.state)?;
+        for mut slot in left_behind {
+            tracing::info!(slot = slot.number, "taking back what a crashed run left");
+            // Its device went with its process.
+            undo(
+                &mut self.netlink,
+                &self.families,
+                &self.config.dns,
+                &mut slot,
+                None,
+            )?;
+        }
+        self.slot = Some(ours);
+        Ok(())
+    }
+
+    fn put(&mut self, config: &TunnelConfig) -> Result<Made, HostFault> {
+        let Some(slot) = &mut self.slot else {
+            return Err(fault("write a record", "no slot is held"));
+        };
+        let place = Place::of_slot(slot.number);
+        if !slot.record.routing {
+            slot.record.routing = true;
+            slot.save()?;
+        }
+
+        let vanished = |link: &Link, netlink: &mut Netlink| netlink.link(link.index).is_err();
+        if self
+            .device
+            .as_ref()
+            .is_some_and(|link| vanished(link, &mut self.netlink))
+        {
+            tracing::warn!("the tunnel device was deleted by somebody else; making a new one");
+            self.device = None;
+        }
+        let mut file = None;
+        let link = if let Some(link) = &self.device {
+            link.clone()
+        } else {
+            let device = Device::create()?;
+            let index = nix::net::if_::if_nametoindex(device.name.as_str())
+                .map_err(|error| fault("look at the tunnel device", error))?;
+            let link = Link {
+                name: device.name,
+                index,
+            };
+            file = Some(device.file);
+            self.device.insert(link).clone()
+        };
+
+        let stale = put_device(&mut self.netlink, &link, config, &self.families)?;
+        route::put_routes(&mut self.netlink, place, config, link.index, &self.families)
+            .map_err(|(net, error)| fault(format!("set the route to {net}"), error))?;
+        for address in stale {
+            self.netlink
+                .delete_address(link.index, address)
+                .map_err(|error| fault(format!("remove the address {address}"), error))?;
+        }
+
+        let gateways = self
+            .gateways
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if gateways
+            .iter()
+            .any(|gateway| gateway.is_ipv4() && route::covers(config, *gateway))
+        {
+            let strict = sysctl::strict_filters(&link.name)
+                .map_err(|error| fault("look at the reverse-path filter", error))?;
+            for setting in strict {
+                slot.record.sysctls.push(setting.clone());
+                slot.save()?;
+                setting
+                    .change()
+                    .map_err(|error| fault(format!("set {}", setting.path().display()), error))?;
+            }
+        }
+
+        // From here on the traffic goes another way.
+        route::put_rules(&mut self.netlink, place, &self.families)
+            .map_err(|error| fault("set the rule that leads into the tunnel", error))?;
+
+        if config.dns.servers.is_empty() {
+            dns::put_back(&self.config.dns, slot)?;
+        } else {
+            let wanted = dns::Wanted {
+                interface: &link.name,
+                index: link.index,
+                servers: &config.dns.servers,
+                domains: &config.dns.domains,
+                full: route::is_full(config),
+            };
+            dns::put(&self.config.dns, slot, &wanted)?;
+        }
+        Ok(Made {
+            file,
+            interface: Some(link.name),
+        })
+    }
+
+    /// Takes everything of this instance back, as far as the machine allows.
+    fn take_back(&mut self) -> Result<(), HostFault> {
+        let Some(slot) = &mut self.slot else { return Ok(()) };
+        let device = self.device.take().map(|link| link.index);
+        undo(&mut self.netlink, &self.families, &self.config.dns, slot, device)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Err(fault) = self.take_back() {
+            tracing::warn!(%fault, "not everything could be taken back; the next start tries again");
+        }
+    }
+}
+
+/// Gives the device its MTU and addresses and brings it up; the addresses that it should not have any more are left
+/// for the caller to remove, because routes with them as source go with them.
+fn put_device(
+    netlink: &mut Netlink,
+    link: &Link,
+    config: &TunnelConfig,
+    families: &[Family],
+) -> Result<Vec<IpNet>, HostFault> {
+    if families.contains(&Family::V6) {
+        let settings = format!("/proc/sys/net/ipv6/conf/{}", link.name);
+        // No address of the kernel's own making, and so no neighbour discovery into the tunnel.
+        let _without = fs::write(format!("{settings}/addr_gen_mode"), "1");
+        if config
+            .addresses
+            .iter()
+            .any(|address| Family::of(address) == Family::V6)
+        {
+            // On a machine that switched IPv6 off for its networks, the tunnel may still have it.
+            fs::write(format!("{settings}/disable_ipv6"), "0")
+                .map_err(|error| fault("switch IPv6 on for the tunnel device", error))?;
+        }
+    }
+    let failed = |error| fault(format!("look at {}", link.name), error);
+    if netlink.link(link.index).map_err(failed)? != (u32::from(config.mtu), true) {
+        netlink.set_link(link.index, config.mtu).map_err(|error| {
+            fault(
+                format!("bring {} up with an MTU of {}", link.name, config.mtu),
+                error,
+            )
+        })?;
+    }
+    let present = netlink.addresses(link.index).map_err(failed)?;
+    let wanted: Vec<IpNet> = config
+        .addresses
+        .iter()
+        .copied()
+        .filter(|address| families.contains(&Family::of(address)))
+        .collect();
+    for address in wanted.iter().filter(|address| !present.contains(address)) {
+        netlink
+            .add_address(link.index, *address)
+            .map_err(|error| fault(format!("give {} the address {address}", link.name), error))?;
+    }
+    Ok(present
+        .into_iter()
+        .filter(|address| !wanted.contains(address))
+        .collect())
+}
+
+/// Takes back, in reverse, what `slot`'s record says, and the device. Goes on after a failure, tells the first one,
+/// and keeps the record of what is left.
+fn undo(
+    netlink: &mut Netlink,
+    families: &[Family],
+    dns: &dns::DnsSystem,
+    slot: &mut Slot,
+    device: Option<u32>,
+) -> Result<(), HostFault> {
+    let mut first = None;
+    let mut note = |done: Result<(), HostFault>| {
+        if let Err(fault) = done {
+            tracing::debug!(%fault, "not taken back");
+            first.get_or_insert(fault);
+        }
+    };
+    if device.is_none() && matches!(slot.record.dns, Some(dns::Undo::Resolved { .. })) {
+        slot.record.dns = None; // it went with the device
+    }
+    note(dns::put_back(dns, slot));
+    if slot.record.routing {
+        let place = Place::of_slot(slot.number);
+        let rules = route::remove_rules(netlink, place, families);
+        note(rules.map_err(|error| fault("remove the rule that leads into the tunnel", error)));
+    }
+    slot.record.sysctls.reverse();
+    slot.record.sysctls.retain(|setting| {
+        let done = setting.put_back();
+        let failed = done.is_err();
+        note(done.map_err(|error| fault(format!("put {} back", setting.path().display()), error)));
+        failed
+    });
+    if slot.record.routing {
+        let routes = route::remove_routes(netlink, Place::of_slot(slot.number), families);
+        note(routes.map_err(|error| fault("remove the routes into the tunnel", error)));
+    }
+    if let Some(index) = device {
+        note(
+            netlink
+                .delete_link(index)
+                .map_err(|error| fault("remove the tunnel device", error)),
+        );
+    }
+    match first {
+        None => slot.clear(),
+        Some(fault) => {
+            slot.save()?;
+            Err(fault)
+        }
+    }
+}
