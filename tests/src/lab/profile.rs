@@ -13,6 +13,7 @@ pub struct Profile {
     port: Option<u16>,
     identity: String,
     ca: String,
+    gateway: Vec<(String, String)>,
     auth: Vec<(String, String)>,
     ike: Vec<(String, String)>,
     child: Vec<(String, String)>,
@@ -32,6 +33,7 @@ impl Profile {
             port: None,
             identity: identity.to_owned(),
             ca: "ca.pem".to_owned(),
+            gateway: Vec::new(),
             auth: Vec::new(),
             ike: Vec::new(),
             child: Vec::new(),
@@ -107,6 +109,20 @@ impl Profile {
     #[must_use]
     pub fn ca(mut self, file: &str) -> Self {
         file.clone_into(&mut self.ca);
+        self
+    }
+
+    /// The file of the only certificate that the gateway may have.
+    #[must_use]
+    pub fn pin(self, file: &str) -> Self {
+        let value = quoted(file);
+        self.gateway("certificate", &value)
+    }
+
+    /// Sets a value in `[gateway]`, as TOML.
+    #[must_use]
+    pub fn gateway(mut self, key: &str, value: &str) -> Self {
+        self.gateway.push((key.to_owned(), value.to_owned()));
         self
     }
 
@@ -210,6 +226,9 @@ impl Profile {
             quoted(&self.identity),
             file(&quoted(&self.ca))
         );
+        for (key, value) in &self.gateway {
+            let _ = writeln!(text, "{key} = {}", file(value));
+        }
         for (section, entries) in [
             ("auth", &self.auth),
             ("ike", &self.ike),

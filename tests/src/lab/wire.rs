@@ -1,0 +1,178 @@
+//! What really passes an interface, by tcpdump.
+
+use std::io::{BufRead, BufReader};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::{finish, text, wait};
+
+/// A capture that runs until it is ended.
+pub struct Capture {
+    tcpdump: Child,
+    path: PathBuf,
+}
+
+/// One frame on the wire, as far as the tests tell frames apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// ARP.
+    Arp,
+    /// ICMPv6 of neighbour discovery (types 133 to 137) or of multicast listeners (130 to 132, 143).
+    Neighbours,
+    /// A UDP datagram that is not a fragment.
+    Udp {
+        /// From where.
+        source: (IpAddr, u16),
+        /// To where.
+        destination: (IpAddr, u16),
+        /// What is in it.
+        payload: Vec<u8>,
+    },
+    /// Anything else; the text says what.
+    Other(String),
+}
+
+impl Capture {
+    pub(super) fn start(mut command: Command, interface: &str, path: PathBuf) -> Self {
+        let mut tcpdump = command
+            .args(["-i", interface, "-n", "-U", "-Z", "root", "-s", "0", "-w"])
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("tcpdump can be run");
+        // It says "listening on" when from now on nothing is missed.
+        let stderr = tcpdump.stderr.take().expect("the standard error is a pipe");
+        let mut lines = BufReader::new(stderr).lines().map_while(Result::ok);
+        assert!(
+            lines.any(|line| line.contains("listening on")),
+            "tcpdump does not listen on {interface}"
+        );
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { tcpdump, path }
+    }
+
+    /// Ends the capture and returns its file.
+    ///
+    /// # Panics
+    /// When tcpdump does not end.
+    pub fn end(mut self) -> PathBuf {
+        // A frame takes a moment from the wire to the file.
+        std::thread::sleep(Duration::from_millis(300));
+        let _ = Command::new("kill")
+            .args(["-s", "INT", &self.tcpdump.id().to_string()])
+            .status();
+        assert!(
+            wait(&mut self.tcpdump, Duration::from_secs(10)).is_some(),
+            "tcpdump does not end"
+        );
+        self.path.clone()
+    }
+
+    /// Ends the capture and returns its frames.
+    ///
+    /// # Panics
+    /// When the file is not what tcpdump writes.
+    pub fn frames(self) -> Vec<Frame> {
+        let bytes = std::fs::read(self.end()).expect("tcpdump writes its file");
+        frames(&bytes).expect("tcpdump writes pcap files in this machine's byte order")
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let _ = self.tcpdump.kill();
+        let _ = self.tcpdump.wait();
+    }
+}
+
+/// What tshark makes of a capture: the given fields of each frame that `filter` lets through, one line each.
+///
+/// # Panics
+/// When tshark fails.
+pub fn tshark(capture: &std::path::Path, filter: &str, fields: &[&str]) -> Vec<String> {
+    let mut command = Command::new("tshark");
+    command
+        .args(["-n", "-r"])
+        .arg(capture)
+        .args(["-Y", filter, "-T", "fields"]);
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    let output = finish(&mut command, Duration::from_secs(60));
+    assert!(output.status.success(), "tshark: {}", text(&output.stderr));
+    text(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+/// The frames of a pcap file (magic 0xa1b2c3d4, link type Ethernet).
+fn frames(file: &[u8]) -> Option<Vec<Frame>> {
+    let (header, mut rest) = file.split_at_checked(24)?;
+    if header.get(..4)? != 0xa1b2_c3d4_u32.to_ne_bytes() || header.get(20..)? != 1_u32.to_ne_bytes() {
+        return None;
+    }
+    let mut frames = Vec::new();
+    while let Some((record, after)) = rest.split_at_checked(16) {
+        let length = u32::from_ne_bytes(record.get(8..12)?.try_into().ok()?);
+        let (frame, after) = after.split_at_checked(usize::try_from(length).ok()?)?;
+        frames.push(classify(frame).unwrap_or_else(|| Frame::Other(format!("{frame:02x?}"))));
+        rest = after;
+    }
+    Some(frames)
+}
+
+fn classify(frame: &[u8]) -> Option<Frame> {
+    let packet = frame.get(14..)?;
+    match frame.get(12..14)? {
+        [0x08, 0x06] => Some(Frame::Arp),
+        [0x08, 0x00] => ipv4(packet),
+        [0x86, 0xdd] => ipv6(packet),
+        kind => Some(Frame::Other(format!("EtherType {kind:02x?}"))),
+    }
+}
+
+fn ipv4(packet: &[u8]) -> Option<Frame> {
+    let header = usize::from(packet.first()? & 0x0f) * 4;
+    let total = usize::from(u16::from_be_bytes(packet.get(2..4)?.try_into().ok()?));
+    let fragment = u16::from_be_bytes(packet.get(6..8)?.try_into().ok()?) & 0x3fff != 0;
+    let source = IpAddr::from(<[u8; 4]>::try_from(packet.get(12..16)?).ok()?);
+    let destination = IpAddr::from(<[u8; 4]>::try_from(packet.get(16..20)?).ok()?);
+    let protocol = *packet.get(9)?;
+    if fragment || protocol != 17 {
+        return Some(other(protocol, fragment, source, destination));
+    }
+    udp(packet.get(header..total)?, source, destination)
+}
+
+fn ipv6(packet: &[u8]) -> Option<Frame> {
+    let source = IpAddr::from(<[u8; 16]>::try_from(packet.get(8..24)?).ok()?);
+    let destination = IpAddr::from(<[u8; 16]>::try_from(packet.get(24..40)?).ok()?);
+    let length = usize::from(u16::from_be_bytes(packet.get(4..6)?.try_into().ok()?));
+    let body = packet.get(40..40 + length)?;
+    match *packet.get(6)? {
+        17 => udp(body, source, destination),
+        58 if matches!(body.first()?, 130..=137 | 143) => Some(Frame::Neighbours),
+        // Multicast listener reports come behind a hop-by-hop header with the router alert option.
+        0 if body.first() == Some(&58) && matches!(body.get(8)?, 130..=132 | 143) => Some(Frame::Neighbours),
+        protocol => Some(other(protocol, protocol == 44, source, destination)),
+    }
+}
+
+fn other(protocol: u8, fragment: bool, source: IpAddr, destination: IpAddr) -> Frame {
+    let kind = if fragment { "a fragment of " } else { "" };
+    Frame::Other(format!(
+        "{kind}IP protocol {protocol} from {source} to {destination}"
+    ))
+}
+
+fn udp(datagram: &[u8], source: IpAddr, destination: IpAddr) -> Option<Frame> {
+    let port = |at: usize| Some(u16::from_be_bytes(datagram.get(at..at + 2)?.try_into().ok()?));
+    let payload = datagram.get(8..)?.to_vec();
+    Some(Frame::Udp {
+        source: (source, port(0)?),
+        destination: (destination, port(2)?),
+        payload,
+    })
+}
