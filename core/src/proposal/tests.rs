@@ -1,0 +1,449 @@
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::borrow::Cow;
+
+use super::*;
+
+fn ike(text: &str) -> IkeProposal {
+    IkeProposal::parse(text).unwrap()
+}
+
+fn esp(text: &str) -> EspProposal {
+    EspProposal::parse(text).unwrap()
+}
+
+fn ike_error(text: &str) -> (String, String) {
+    let error = IkeProposal::parse(text).unwrap_err();
+    (text[error.span.clone()].to_owned(), error.to_string())
+}
+
+/// A gateway's answer to proposal `number`, in keywords.
+fn ike_answer(number: u8, text: &str) -> Vec<wire::Proposal<'static>> {
+    vec![ike(text).to_wire(number, &[])]
+}
+
+fn esp_answer(number: u8, text: &str) -> Vec<wire::Proposal<'static>> {
+    vec![esp(text).to_wire(number, EspSpi(0xc0de_0001), true)]
+}
+
+#[test]
+fn keywords_become_transforms_grouped_by_kind() {
+    let proposal = ike("x25519-aes256-prfsha384-sha256-aes128-ecp384");
+    assert_eq!(
+        proposal.transforms,
+        [
+            Transform {
+                kind: TransformType::ENCR,
+                id: 12,
+                key_bits: Some(256)
+            },
+            Transform {
+                kind: TransformType::ENCR,
+                id: 12,
+                key_bits: Some(128)
+            },
+            Transform {
+                kind: TransformType::INTEG,
+                id: 12,
+                key_bits: None
+            },
+            Transform {
+                kind: TransformType::PRF,
+                id: 6,
+                key_bits: None
+            },
+            Transform {
+                kind: TransformType::KE,
+                id: 31,
+                key_bits: None
+            },
+            Transform {
+                kind: TransformType::KE,
+                id: 20,
+                key_bits: None
+            },
+        ]
+    );
+    assert_eq!(
+        proposal.key_exchanges().collect::<Vec<_>>(),
+        [KeMethod::CURVE25519, KeMethod::ECP_384]
+    );
+}
+
+#[test]
+fn prf_defaults_to_the_integrity_algorithms() {
+    assert_eq!(
+        ike("aes256-sha256-sha1-modp2048").to_string(),
+        "aes256-sha256-sha1-prfsha256-prfsha1-modp2048"
+    );
+    assert_eq!(
+        ike("aes256gcm16-sha384-ecp384").to_string(),
+        "aes256gcm16-prfsha384-ecp384"
+    );
+    assert_eq!(
+        ike("aes256-sha256-prfsha512-modp2048").to_string(),
+        "aes256-sha256-prfsha512-modp2048"
+    );
+}
+
+#[test]
+fn aliases_and_case_are_accepted_and_repetition_is_dropped() {
+    assert_eq!(
+        ike("AES256GCM-aes256gcm128-chacha20poly1305-PRFSHA256-curve25519-x25519").to_string(),
+        "aes256gcm16-chacha20poly1305-prfsha256-x25519"
+    );
+    assert_eq!(
+        ike("aes-sha-modp2048").to_string(),
+        "aes128-sha1-prfsha1-modp2048"
+    );
+}
+
+#[test]
+fn every_keyword_is_printed_as_something_that_reads_back() {
+    for proposal in default_ike() {
+        assert_eq!(ike(&proposal.to_string()), proposal);
+    }
+    for proposal in default_esp() {
+        assert_eq!(esp(&proposal.to_string()), proposal);
+    }
+    for (index, (word, transform)) in KEYWORDS.iter().enumerate() {
+        let first = KEYWORDS.iter().position(|(_, known)| known == transform).unwrap();
+        assert!(
+            first <= index && !KEYWORDS[..index].iter().any(|(known, _)| known == word),
+            "{word}"
+        );
+    }
+}
+
+#[test]
+fn esp_offers_32_bit_sequence_numbers_unless_told() {
+    assert_eq!(esp("aes256gcm16").to_string(), "aes256gcm16-noesn");
+    assert_eq!(esp("aes256gcm16-esn").to_string(), "aes256gcm16-esn");
+    assert_eq!(
+        esp("aes256gcm16-esn-noesn-x25519").to_string(),
+        "aes256gcm16-esn-noesn-x25519"
+    );
+}
+
+#[test]
+fn key_exchanges_of_esp_are_left_out_in_ike_auth() {
+    let proposal = esp("aes128-sha256-ecp256-x25519");
+    assert_eq!(proposal.key_exchanges, [KeMethod::ECP_256, KeMethod::CURVE25519]);
+    let spi = EspSpi(0x0102_0304);
+    let kinds = |with_ke| {
+        let wire = proposal.to_wire(1, spi, with_ke);
+        assert_eq!(
+            (wire.number, wire.protocol, &*wire.spi),
+            (1, ProtocolId::ESP, &[1, 2, 3, 4][..])
+        );
+        wire.transforms.iter().map(|t| t.kind).collect::<Vec<_>>()
+    };
+    let [e, i, s, k] = [
+        TransformType::ENCR,
+        TransformType::INTEG,
+        TransformType::ESN,
+        TransformType::KE,
+    ];
+    assert_eq!(kinds(false), [e, i, s]);
+    assert_eq!(kinds(true), [e, i, s, k, k]);
+}
+
+#[test]
+fn wrong_keywords_are_named_with_their_place() {
+    let (word, text) = ike_error("aes256gcm16-prfsha385-x25519");
+    assert_eq!(word, "prfsha385");
+    assert_eq!(
+        text,
+        "`prfsha385` is not a known algorithm; did you mean `prfsha384`?"
+    );
+    assert_eq!(
+        ike_error("zebra-x25519"),
+        ("zebra".into(), "`zebra` is not a known algorithm".into())
+    );
+    let (word, text) = ike_error("aes256gcm16-prfsha384-x25519-ke1_mlkem768");
+    assert_eq!(word, "ke1_mlkem768");
+    assert_eq!(
+        text,
+        "`ke1_mlkem768` cannot be used: additional key exchanges are not supported by this version"
+    );
+    assert!(ike_error("3des-sha1-modp1024").1.contains("obsolete"));
+    assert!(
+        ike_error("aes256gcm8-prfsha256-x25519")
+            .1
+            .contains("full-length tags")
+    );
+    assert_eq!(ike_error("aes256gcm16--x25519").0, "");
+    assert!(ike_error("").1.contains("a keyword is missing"));
+    assert_eq!(
+        ike_error("aes256gcm16-prfsha256-x25519-esn").1,
+        "`esn` has no meaning in an IKE proposal"
+    );
+    let error = EspProposal::parse("aes256gcm16-prfsha256").unwrap_err();
+    assert_eq!(error.to_string(), "`prfsha256` has no meaning in an ESP proposal");
+}
+
+#[test]
+fn every_refused_word_is_unknown_to_the_keywords() {
+    for (pattern, _) in REFUSED {
+        let known = KEYWORDS
+            .iter()
+            .filter(|(word, _)| matches_pattern(word, pattern))
+            .count();
+        // The patterns for short AES-GCM tags cover the full-length keywords too, which are looked up first.
+        assert!(known == 0 || pattern.contains("gcm"), "{pattern}");
+    }
+}
+
+#[test]
+fn incomplete_proposals_are_refused() {
+    let kind = |text| IkeProposal::parse(text).unwrap_err().kind;
+    assert_eq!(kind("prfsha256-x25519"), ProposalErrorKind::NoCipher);
+    assert_eq!(kind("aes256-prfsha256-x25519"), ProposalErrorKind::NoIntegrity);
+    assert_eq!(kind("aes256gcm16-x25519"), ProposalErrorKind::NoPrf);
+    assert_eq!(kind("aes256gcm16-prfsha256"), ProposalErrorKind::NoKeyExchange);
+    assert_eq!(
+        kind("aes256gcm16-aes256-sha256-prfsha256-x25519"),
+        ProposalErrorKind::MixedCiphers
+    );
+    assert_eq!(
+        EspProposal::parse("aes256").unwrap_err().kind,
+        ProposalErrorKind::NoIntegrity
+    );
+    assert_eq!(
+        EspProposal::parse("sha256").unwrap_err().kind,
+        ProposalErrorKind::NoCipher
+    );
+}
+
+#[test]
+fn defaults_contain_nothing_weak() {
+    for text in default_ike()
+        .iter()
+        .map(ToString::to_string)
+        .chain(default_esp().iter().map(ToString::to_string))
+    {
+        for weak in ["sha1", "modp1024", "modp1536"] {
+            assert!(!text.contains(weak), "{text}");
+        }
+    }
+    assert!(
+        default_ike()
+            .iter()
+            .all(|p| p.legacy().is_empty() && p.transforms.len() <= 20)
+    );
+    assert!(default_esp().iter().all(|p| p.legacy().is_empty()));
+    assert_eq!(
+        ike("aes128-sha1-modp1024").legacy(),
+        ["sha1", "prfsha1", "modp1024"]
+    );
+    assert_eq!(esp("aes128-sha1-modp1536").legacy(), ["sha1", "modp1536"]);
+}
+
+#[test]
+fn offers_are_numbered_from_one() {
+    let offer = ike_offer(&default_ike(), &[]);
+    assert_eq!(offer.iter().map(|p| p.number).collect::<Vec<_>>(), [1, 2]);
+    assert!(
+        offer
+            .iter()
+            .all(|p| p.protocol == ProtocolId::IKE && p.spi.is_empty())
+    );
+    let offer = esp_offer(&default_esp(), EspSpi(7), false);
+    assert_eq!(offer.iter().map(|p| p.number).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn the_choice_becomes_a_suite() {
+    let suite = select_ike(&default_ike(), &ike_answer(1, "aes256gcm16-prfsha384-x25519")).unwrap();
+    assert_eq!(
+        suite,
+        IkeSuite {
+            cipher: CipherSuite {
+                encr: Encr::AesGcm16 { bits: 256 },
+                integ: None
+            },
+            prf: Prf::HmacSha2_384,
+            ke: KeMethod::CURVE25519,
+        }
+    );
+    assert_eq!(suite.to_string(), "aes256gcm16-prfsha384-x25519");
+    let suite = select_ike(&default_ike(), &ike_answer(2, "aes128-sha256-prfsha512-modp2048")).unwrap();
+    assert_eq!(suite.cipher.integ, Some(Integ::HmacSha2_256_128));
+    assert_eq!(suite.to_string(), "aes128-sha256-prfsha512-modp2048");
+    let suite = select_ike(
+        &default_ike(),
+        &ike_answer(1, "chacha20poly1305-prfsha256-ecp256"),
+    )
+    .unwrap();
+    assert_eq!(suite.cipher.encr, Encr::ChaCha20Poly1305);
+}
+
+#[test]
+fn the_child_choice_becomes_a_suite_and_an_spi() {
+    let mut answer = esp_answer(1, "aes128gcm16-esn");
+    let (suite, spi) = select_esp(&default_esp(), &answer, false).unwrap();
+    assert_eq!(
+        (suite.to_string().as_str(), spi),
+        ("aes128gcm16-esn", EspSpi(0xc0de_0001))
+    );
+    answer[0].spi = Cow::Owned(vec![1, 2, 3]);
+    assert_eq!(
+        select_esp(&default_esp(), &answer, false),
+        Err(SelectError::Spi(3))
+    );
+    answer[0].spi = Cow::Owned(vec![0, 0, 0, 255]);
+    assert_eq!(
+        select_esp(&default_esp(), &answer, false),
+        Err(SelectError::Spi(4))
+    );
+
+    let answer = esp_answer(2, "aes256-sha512-noesn-ecp384");
+    let (suite, _) = select_esp(&default_esp(), &answer, true).unwrap();
+    assert_eq!(suite.to_string(), "aes256-sha512-ecp384");
+    assert_eq!((suite.esn, suite.ke), (false, Some(KeMethod::ECP_384)));
+    // In IKE_AUTH no key exchange was offered.
+    assert!(matches!(
+        select_esp(&default_esp(), &answer, false),
+        Err(SelectError::NotOffered {
+            kind: TransformType::KE,
+            id: 20,
+            ..
+        })
+    ));
+    // A proposal without key exchange needs none when rekeying either.
+    let offered = [esp("aes256gcm16")];
+    assert_eq!(
+        select_esp(&offered, &esp_answer(1, "aes256gcm16"), true)
+            .unwrap()
+            .0
+            .ke,
+        None
+    );
+}
+
+#[test]
+fn other_choices_are_refused() {
+    let offered = [
+        ike("aes256gcm16-prfsha384-x25519"),
+        ike("aes256-aes128-sha256-x25519"),
+    ];
+    let select = |answer: &[wire::Proposal<'_>]| select_ike(&offered, answer);
+    let good = ike_answer(1, "aes256gcm16-prfsha384-x25519");
+    assert!(select(&good).is_ok());
+    assert_eq!(select(&[]), Err(SelectError::Proposals(0)));
+    assert_eq!(
+        select(&[good[0].clone(), good[0].clone()]),
+        Err(SelectError::Proposals(2))
+    );
+    for number in [0, 3] {
+        assert_eq!(
+            select(&ike_answer(number, "aes256gcm16-prfsha384-x25519")),
+            Err(SelectError::Number(number))
+        );
+    }
+    let mut other = good.clone();
+    other[0].protocol = ProtocolId::ESP;
+    assert_eq!(select(&other), Err(SelectError::Protocol(ProtocolId::ESP)));
+    // Offered in the other proposal only.
+    assert!(matches!(
+        select(&ike_answer(2, "aes256gcm16-prfsha384-x25519")),
+        Err(SelectError::NotOffered {
+            kind: TransformType::ENCR,
+            id: 20,
+            key_bits: Some(256)
+        })
+    ));
+    assert!(matches!(
+        select(&ike_answer(1, "aes128gcm16-prfsha384-x25519")),
+        Err(SelectError::NotOffered {
+            kind: TransformType::ENCR,
+            id: 20,
+            key_bits: Some(128)
+        })
+    ));
+    let mut other = good.clone();
+    other[0].transforms[0].attributes = vec![wire::Attribute {
+        kind: 99,
+        value: wire::AttributeValue::Short(1),
+    }];
+    assert!(matches!(
+        select(&other),
+        Err(SelectError::NotOffered {
+            kind: TransformType::ENCR,
+            ..
+        })
+    ));
+    // Everything that was offered, as if the choice were ours.
+    assert_eq!(
+        select(&[offered[1].to_wire(2, &[])]),
+        Err(SelectError::Count {
+            kind: TransformType::ENCR,
+            count: 2
+        })
+    );
+    for (missing, kind) in [
+        (0, TransformType::ENCR),
+        (1, TransformType::PRF),
+        (2, TransformType::KE),
+    ] {
+        let mut less = good.clone();
+        less[0].transforms.remove(missing);
+        assert_eq!(select(&less), Err(SelectError::Count { kind, count: 0 }));
+    }
+    let mut cbc = ike_answer(2, "aes256-sha256-x25519");
+    assert!(select(&cbc).is_ok());
+    cbc[0].transforms.retain(|t| t.kind != TransformType::INTEG);
+    assert_eq!(
+        select(&cbc),
+        Err(SelectError::Count {
+            kind: TransformType::INTEG,
+            count: 0
+        })
+    );
+    // NONE is not an integrity algorithm for AES-CBC.
+    cbc[0]
+        .transforms
+        .push(wire::Transform::new(TransformType::INTEG, 0, None));
+    assert!(matches!(
+        select(&cbc),
+        Err(SelectError::NotOffered {
+            kind: TransformType::INTEG,
+            id: 0,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn integrity_none_beside_an_aead_cipher_is_tolerated() {
+    let mut answer = ike_answer(1, "aes256gcm16-prfsha384-x25519");
+    answer[0]
+        .transforms
+        .insert(1, wire::Transform::new(TransformType::INTEG, 0, None));
+    assert_eq!(select_ike(&default_ike(), &answer).unwrap().cipher.integ, None);
+}
+
+#[test]
+fn aes_cbc_without_key_length_means_128_bits() {
+    let mut answer = esp_answer(1, "aes128-sha256");
+    answer[0].transforms[0].key_bits = None;
+    let (suite, _) = select_esp(&[esp("aes256-aes128-sha256")], &answer, false).unwrap();
+    assert_eq!(suite.cipher.encr, Encr::AesCbc { bits: 128 });
+    assert!(select_esp(&[esp("aes256-sha256")], &answer, false).is_err());
+    // AES-GCM always says its length.
+    let mut answer = esp_answer(1, "aes128gcm16");
+    answer[0].transforms[0].key_bits = None;
+    assert!(select_esp(&[esp("aes128gcm16")], &answer, false).is_err());
+}
+
+#[test]
+fn refusals_read_as_sentences() {
+    let answer = ike_answer(1, "aes128gcm16-prfsha384-x25519");
+    let error = select_ike(&[ike("aes256gcm16-prfsha384-x25519")], &answer).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("20 with 128 bits, which was not offered"),
+        "{error}"
+    );
+}
