@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
 
 use crate::command::Stage;
 use crate::eap::EapError;
 use crate::pki::CertError;
-use crate::wire::iana::{AuthMethod, EapType, NotifyType};
+use crate::wire::iana::{AuthMethod, EapType, KeMethod, NotifyType};
 
 /// Which of the two phases of IKEv2, or what around them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -118,6 +119,8 @@ pub enum Cause {
     NoInnerAddress,
     /// The gateway refused the Child SA with another error.
     ChildRefused(NotifyType),
+    /// The gateway's answer about the Child SA broke the protocol; the text says how.
+    ChildProtocol(String),
     /// The gateway ended the connection (Delete).
     DeletedByGateway,
     /// The gateway no longer answers.
@@ -133,11 +136,386 @@ pub enum Cause {
 }
 
 /// A failure, with where it happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// How far the attempt had come.
     pub stage: Stage,
     /// What went wrong.
-    #[serde(skip)]
     pub cause: Cause,
+}
+
+impl Failure {
+    /// In which phase it happened.
+    #[must_use]
+    pub const fn phase(&self) -> Phase {
+        match self.stage {
+            Stage::Resolve | Stage::Reach => Phase::Network,
+            Stage::IkeSaInit | Stage::IkeAuth | Stage::Eap => Phase::Phase1,
+            Stage::ChildSa => Phase::Phase2,
+            Stage::Apply => match self.cause {
+                Cause::Host(_) => Phase::Host,
+                Cause::PeerDead => Phase::Network,
+                Cause::Exhausted => Phase::Phase2,
+                _ => Phase::Phase1,
+            },
+        }
+    }
+
+    /// A stable word for scripts.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match &self.cause {
+            Cause::NameNotFound(_) => "name_not_found",
+            Cause::NoRoute(_) => "no_route",
+            Cause::NoAnswer => "no_answer",
+            Cause::WentSilent => "went_silent",
+            Cause::Ikev1Only => "ikev1_only",
+            Cause::NoIkeProposal | Cause::NoChildProposal => "no_proposal_chosen",
+            Cause::Protocol(_) | Cause::ChildProtocol(_) => "protocol_violation",
+            Cause::Refused(_) | Cause::ChildRefused(_) => "refused",
+            Cause::KeyExchangeNotOffered(_) => "key_exchange_not_offered",
+            Cause::Certificate(_) => "gateway_certificate_rejected",
+            Cause::IdentityMismatch { .. } => "gateway_identity_mismatch",
+            Cause::GatewayAuthInvalid(AuthMethod::SHARED_KEY_MIC) => "wrong_psk",
+            Cause::GatewayAuthInvalid(_) => "gateway_signature_invalid",
+            Cause::AuthMethodNotAllowed(_) => "gateway_auth_method_not_allowed",
+            Cause::GatewayUnproven => "gateway_unproven",
+            Cause::AuthenticationFailed => "authentication_failed",
+            Cause::EapMethod { .. } => "eap_method_mismatch",
+            Cause::EapExpectation { .. } => "eap_expectation",
+            Cause::Eap(error) => eap_code(error),
+            Cause::Credential(_) => "credential_unusable",
+            Cause::SelectorsRefused => "ts_unacceptable",
+            Cause::SelectorsNotSubset => "ts_not_subset",
+            Cause::SelectorsNarrowed(_) => "ts_narrowed",
+            Cause::NoInnerAddress => "internal_address_failure",
+            Cause::DeletedByGateway => "deleted_by_gateway",
+            Cause::PeerDead => "peer_dead",
+            Cause::Exhausted => "exhausted",
+            Cause::Host(fault) if fault.permission => "permission_denied",
+            Cause::Host(_) => "host",
+            Cause::TimedOut => "timed_out",
+            Cause::Cancelled => "cancelled",
+        }
+    }
+
+    /// On whose side something must change.
+    #[must_use]
+    pub const fn side(&self) -> Side {
+        match &self.cause {
+            Cause::NoRoute(_) | Cause::NoAnswer | Cause::WentSilent | Cause::PeerDead | Cause::TimedOut => {
+                Side::Network
+            }
+            Cause::NameNotFound(_)
+            | Cause::Credential(_)
+            | Cause::AuthenticationFailed
+            | Cause::EapMethod { .. }
+            | Cause::EapExpectation { .. }
+            | Cause::GatewayAuthInvalid(AuthMethod::SHARED_KEY_MIC)
+            | Cause::IdentityMismatch { .. }
+            | Cause::Exhausted
+            | Cause::Host(_)
+            | Cause::Cancelled => Side::Client,
+            Cause::Eap(error) => {
+                if is_eap_servers_fault(error) {
+                    Side::Gateway
+                } else {
+                    Side::Client
+                }
+            }
+            Cause::Ikev1Only
+            | Cause::NoIkeProposal
+            | Cause::NoChildProposal
+            | Cause::Protocol(_)
+            | Cause::ChildProtocol(_)
+            | Cause::Refused(_)
+            | Cause::ChildRefused(_)
+            | Cause::KeyExchangeNotOffered(_)
+            | Cause::Certificate(_)
+            | Cause::GatewayAuthInvalid(_)
+            | Cause::AuthMethodNotAllowed(_)
+            | Cause::GatewayUnproven
+            | Cause::SelectorsRefused
+            | Cause::SelectorsNotSubset
+            | Cause::SelectorsNarrowed(_)
+            | Cause::NoInnerAddress
+            | Cause::DeletedByGateway => Side::Gateway,
+        }
+    }
+
+    /// What happened, as one sentence.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match &self.cause {
+            Cause::NameNotFound(name) => format!("The gateway's name {name} has no address."),
+            Cause::NoRoute(fault) => format!("This machine has no way to the gateway: {}.", fault.reason),
+            Cause::NoAnswer => "The gateway does not answer.".into(),
+            Cause::WentSilent => "The gateway answered at first and then fell silent.".into(),
+            Cause::Ikev1Only => "The gateway speaks IKEv1 only.".into(),
+            Cause::NoIkeProposal => "The gateway accepts none of the IKE proposals.".into(),
+            Cause::Protocol(what) | Cause::ChildProtocol(what) => {
+                format!("The gateway's answer breaks the protocol: {what}.")
+            }
+            Cause::Refused(notify) => format!("The gateway refused the connection with {notify}."),
+            Cause::KeyExchangeNotOffered(method) => format!(
+                "The gateway insists on the key exchange method {}, which the profile does not offer.",
+                KeMethod(*method)
+            ),
+            Cause::Certificate(error) => format!("The gateway's certificate was rejected: {error}."),
+            Cause::IdentityMismatch { expected, received } => {
+                format!("The gateway calls itself {received}, but the profile demands {expected}.")
+            }
+            Cause::GatewayAuthInvalid(AuthMethod::SHARED_KEY_MIC) => {
+                "The gateway's proof does not fit the pre-shared key.".into()
+            }
+            Cause::GatewayAuthInvalid(method) => format!("The gateway's signature ({method}) is not valid."),
+            Cause::AuthMethodNotAllowed(method) => {
+                format!("The gateway proves its identity with {method}, which the profile does not allow.")
+            }
+            Cause::GatewayUnproven => {
+                "The gateway did not prove its identity, so it was told nothing.".into()
+            }
+            Cause::AuthenticationFailed => "The gateway rejected our authentication.".into(),
+            Cause::EapMethod { offered, wanted } => {
+                format!("The gateway offers {offered}, but the profile is made for {wanted}.")
+            }
+            Cause::EapExpectation {
+                gateway_wants_eap: true,
+            } => "The gateway wants EAP, but the profile authenticates without it.".into(),
+            Cause::EapExpectation {
+                gateway_wants_eap: false,
+            } => "The profile authenticates with EAP, but the gateway does not ask for it.".into(),
+            Cause::Eap(error) => format!("EAP failed: {error}."),
+            Cause::Credential(why) => format!("Our credentials cannot be used: {why}."),
+            Cause::NoChildProposal => "The gateway accepts none of the ESP proposals.".into(),
+            Cause::SelectorsRefused => "The gateway refuses the networks that the profile asks for.".into(),
+            Cause::SelectorsNotSubset => "The gateway answered with networks that were not asked for.".into(),
+            Cause::SelectorsNarrowed(missing) => {
+                format!("The gateway does not let {missing} through the tunnel, as the profile demands.")
+            }
+            Cause::NoInnerAddress => "The gateway has no address for this machine.".into(),
+            Cause::ChildRefused(notify) => format!("The gateway refused the tunnel with {notify}."),
+            Cause::DeletedByGateway => "The gateway ended the connection.".into(),
+            Cause::PeerDead => "The gateway no longer answers.".into(),
+            Cause::Exhausted => "The tunnel's keys have protected as much data as they may.".into(),
+            Cause::Host(fault) => format!("This machine {fault}."),
+            Cause::TimedOut => "The connection was not up within the time allowed.".into(),
+            Cause::Cancelled => "The connection was cancelled.".into(),
+        }
+    }
+
+    /// What to change, the likeliest first, each with the side that must do it.
+    #[must_use]
+    pub fn advice(&self) -> Vec<&'static str> {
+        match &self.cause {
+            Cause::NameNotFound(_) => vec![
+                "Check `gateway.address` in the profile for a typing error.",
+                "Check that this machine is online and can resolve other names.",
+            ],
+            Cause::NoRoute(_) => vec!["Connect this machine to a network."],
+            Cause::NoAnswer => vec![
+                "Check the gateway's address, and that the gateway runs.",
+                "This network may block UDP ports 500 and 4500: try another one, such as a phone's hotspot.",
+            ],
+            Cause::WentSilent => vec![
+                "This network may block UDP port 4500 or drop IP fragments: try another one.",
+                "Gateway: look for this connection attempt in its log; its RADIUS server may not answer.",
+            ],
+            Cause::Ikev1Only => {
+                vec!["Gateway: enable IKEv2 (RFC 7296). IKEv1 is obsolete (RFC 9395) and not spoken here."]
+            }
+            Cause::NoIkeProposal => vec![
+                "Compare `ike.proposals` in the profile with the gateway's Phase 1 settings: encryption, integrity, PRF and key exchange group must have one combination in common.",
+            ],
+            Cause::NoChildProposal => vec![
+                "Compare `child.proposals` in the profile with the gateway's Phase 2 settings: encryption and integrity must have one combination in common.",
+            ],
+            Cause::KeyExchangeNotOffered(_) => {
+                vec!["Add the gateway's key exchange group to `ike.proposals`, if it is one that you accept."]
+            }
+            Cause::Certificate(error) => certificate_advice(error),
+            Cause::IdentityMismatch { .. } => vec![
+                "If the received name is the right gateway, write it into `gateway.identity`; if not, somebody else answers in its place.",
+            ],
+            Cause::GatewayAuthInvalid(AuthMethod::SHARED_KEY_MIC) => {
+                vec!["Check the pre-shared key: it must be the same on both sides, octet for octet."]
+            }
+            Cause::GatewayAuthInvalid(_) => {
+                vec!["Gateway: its private key must belong to the certificate that it sends."]
+            }
+            Cause::AuthMethodNotAllowed(AuthMethod::RSA_SIGNATURE) => vec![
+                "Gateway: let it sign with SHA-256 or better (RFC 7427).",
+                "If that is impossible, `gateway.allow_sha1_auth = true` accepts SHA-1 for this profile, which is weak.",
+            ],
+            Cause::AuthMethodNotAllowed(_) | Cause::GatewayUnproven => {
+                vec!["Gateway: it must prove itself with a certificate before it asks who we are."]
+            }
+            Cause::AuthenticationFailed => vec![
+                "Check `auth.identity` and the certificate, password or key of the profile.",
+                "Gateway: its log says why it rejected them; the user may be unknown, locked or not allowed.",
+            ],
+            Cause::EapMethod { .. } => {
+                vec![
+                    "Set `auth.method` to what the gateway offers, or enable the profile's method on the gateway.",
+                ]
+            }
+            Cause::EapExpectation {
+                gateway_wants_eap: true,
+            } => {
+                vec!["Set `auth.method` to the EAP method that the gateway's administrator names."]
+            }
+            Cause::EapExpectation {
+                gateway_wants_eap: false,
+            } => {
+                vec![
+                    "Set `auth.method` to `certificate` or `psk`, or enable EAP for this user on the gateway.",
+                ]
+            }
+            Cause::Eap(error) => eap_advice(error),
+            Cause::Credential(_) => vec!["Correct the profile's `auth` section."],
+            Cause::SelectorsRefused => {
+                vec!["Compare `child.remote_ts` in the profile with the networks that the gateway allows."]
+            }
+            Cause::SelectorsNarrowed(_) => vec![
+                "Write the networks that the gateway allows into `child.remote_ts`, or leave that key out to accept the gateway's choice.",
+            ],
+            Cause::NoInnerAddress => {
+                vec!["Gateway: its address pool may be empty, or none is set for this connection."]
+            }
+            Cause::Protocol(_) | Cause::ChildProtocol(_) | Cause::SelectorsNotSubset => {
+                vec!["Gateway: update its software; report this message if that does not help."]
+            }
+            Cause::Refused(_) | Cause::ChildRefused(_) => vec!["Gateway: its log says why."],
+            Cause::DeletedByGateway => {
+                vec!["Connect again. Gateway: its log says why it ended the connection."]
+            }
+            Cause::PeerDead => vec!["Check the network, then connect again."],
+            Cause::Exhausted => vec!["Connect again: that makes new keys."],
+            Cause::Host(fault) if fault.permission => vec![
+                "Run the command with sudo, or give the program the right once: sudo setcap cap_net_admin+ep $(command -v peregrine).",
+            ],
+            Cause::Host(_) => vec!["The message above says what this machine refused."],
+            Cause::TimedOut => vec!["Allow more time with --timeout, or see which step took so long."],
+            Cause::Cancelled => vec![],
+        }
+    }
+
+    /// The gateway's own word for it, with its number.
+    #[must_use]
+    pub fn notify(&self) -> Option<String> {
+        let notify = match &self.cause {
+            Cause::NoIkeProposal | Cause::NoChildProposal => NotifyType::NO_PROPOSAL_CHOSEN,
+            Cause::AuthenticationFailed => NotifyType::AUTHENTICATION_FAILED,
+            Cause::SelectorsRefused => NotifyType::TS_UNACCEPTABLE,
+            Cause::KeyExchangeNotOffered(_) => NotifyType::INVALID_KE_PAYLOAD,
+            Cause::Refused(notify) | Cause::ChildRefused(notify) => *notify,
+            _ => return None,
+        };
+        Some(notify.to_string())
+    }
+}
+
+const fn eap_code(error: &EapError) -> &'static str {
+    match error {
+        EapError::Refused | EapError::MsChap { .. } => "authentication_failed",
+        EapError::MethodOffered { .. } => "eap_method_mismatch",
+        EapError::ServerCertificate(_) => "eap_server_certificate_rejected",
+        EapError::TlsAlert(_) => "eap_tls_alert",
+        EapError::Tls(_) => "eap_tls_failed",
+        EapError::ServerUnproven => "eap_server_unproven",
+        EapError::EarlySuccess | EapError::Malformed(_) | EapError::TooManyRounds => "protocol_violation",
+        EapError::Credential(_) => "credential_unusable",
+    }
+}
+
+const fn is_eap_servers_fault(error: &EapError) -> bool {
+    match error {
+        EapError::ServerCertificate(_)
+        | EapError::Tls(_)
+        | EapError::ServerUnproven
+        | EapError::EarlySuccess
+        | EapError::Malformed(_)
+        | EapError::TooManyRounds => true,
+        EapError::Refused
+        | EapError::MethodOffered { .. }
+        | EapError::TlsAlert(_)
+        | EapError::MsChap { .. }
+        | EapError::Credential(_) => false,
+    }
+}
+
+fn eap_advice(error: &EapError) -> Vec<&'static str> {
+    match error {
+        EapError::Refused | EapError::MsChap { .. } => vec![
+            "Check the user name and the password.",
+            "Gateway: the account may be locked, expired or not allowed to connect.",
+        ],
+        EapError::TlsAlert(_) => vec![
+            "Check that the profile's certificate is valid and was issued by an authority that the gateway accepts.",
+            "Gateway: the log of its EAP or RADIUS server says what it disliked.",
+        ],
+        EapError::ServerCertificate(_) => vec![
+            "If the EAP server has a certificate of its own, name it in `auth.aaa_identity` and its authority in `auth.aaa_ca`.",
+            "Gateway: the EAP server's certificate must be valid and carry that name.",
+        ],
+        EapError::ServerUnproven => {
+            vec!["Check the password: the server could not prove that it knows the same one."]
+        }
+        EapError::Credential(_) => vec!["Correct the profile's `auth` section."],
+        EapError::MethodOffered { .. } => {
+            vec![
+                "Set `auth.method` to what the gateway offers, or enable the profile's method on the gateway.",
+            ]
+        }
+        EapError::Tls(_) | EapError::EarlySuccess | EapError::Malformed(_) | EapError::TooManyRounds => {
+            vec!["Gateway: look at the log of its EAP or RADIUS server."]
+        }
+    }
+}
+
+fn certificate_advice(error: &CertError) -> Vec<&'static str> {
+    match error {
+        CertError::UnknownIssuer { .. } => {
+            vec!["If this is the right gateway, put its authority's certificate into `gateway.ca`."]
+        }
+        CertError::Expired { .. } => vec![
+            "Gateway: renew the certificate.",
+            "Check this machine's date and time.",
+        ],
+        CertError::NotYetValid { .. } => vec![
+            "Check this machine's date and time.",
+            "Gateway: the certificate begins to be valid only later.",
+        ],
+        CertError::NameMismatch { .. } => vec![
+            "If one of its names is the right gateway, write it into `gateway.identity`.",
+            "Gateway: its certificate needs the demanded name as subjectAltName.",
+        ],
+        CertError::NotForServer { .. } => {
+            vec!["Gateway: it must use a certificate for servers; one for clients could be any user's."]
+        }
+        CertError::NoCertificate => {
+            vec!["Gateway: it must send its certificate (strongSwan: send_cert = always)."]
+        }
+        _ => vec!["Gateway: it needs a certificate that follows RFC 4945."],
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message())
+    }
+}
+
+impl Serialize for Failure {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("Failure", 7)?;
+        object.serialize_field("phase", &self.phase())?;
+        object.serialize_field("step", self.stage.name())?;
+        object.serialize_field("code", self.code())?;
+        object.serialize_field("side", &self.side())?;
+        object.serialize_field("message", &self.message())?;
+        object.serialize_field("advice", &self.advice())?;
+        object.serialize_field("notify", &self.notify())?;
+        object.end()
+    }
 }

@@ -104,7 +104,7 @@ impl KeyExchange {
     /// # Errors
     /// [`CryptoError::PublicLength`] and [`CryptoError::PublicValue`], after the tests of RFC 6989, section 2, and of
     /// RFC 7748, section 6.1.
-    pub fn agree(self, peer: &[u8]) -> Result<Secret, CryptoError> {
+    pub fn agree(&self, peer: &[u8]) -> Result<Secret, CryptoError> {
         let expected = self.public.len();
         if peer.len() != expected {
             return Err(CryptoError::PublicLength {
