@@ -1,13 +1,13 @@
 //! The IKEv2 client as a pure function of inputs and time.
 //!
 //! Nothing in here opens a socket, reads a clock, or asks the operating system for anything. A host
-//! (`peregrine-platform`, or the virtual world of `peregrine-tests`) feeds `client::Client` with commands,
+//! (`peregrine-platform`, or the virtual world of `peregrine-tests`) feeds [`client::Client`] with commands,
 //! answers, datagrams, packets and the present [`timer::Instant`], and after each input drains what it wants
 //! done: datagrams to send, events to act on, and the next instant at which it must be called.
 //!
 //! | module | its one job |
 //! |---|---|
-//! | `client` | the VPN's life: resolve, race address families, connect, plan, disconnect, fail |
+//! | [`client`] | the VPN's life: resolve, race address families, connect, plan, disconnect, fail |
 //! | [`command`] | the vocabulary between the client and everything that commands or watches it |
 //! | [`plan`] | the state that the machine shall be in, as one value |
 //! | [`profile`] | what the user configured, already parsed |
@@ -20,11 +20,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod command;
 pub mod crypto;
 pub mod eap;
 pub mod esp;
 pub mod failure;
+mod ike;
 pub mod pki;
 pub mod plan;
 pub mod profile;

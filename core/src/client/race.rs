@@ -1,0 +1,322 @@
+//! Trying all addresses of a gateway, a little apart, and keeping the first that answers (after RFC 8305).
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::command::{Ask, Bound, Cause, Event, Failure, HostFault, Path, Stage};
+use crate::ike::{Cx, IKE_PORT, IkeSa, NAT_T_PORT, News, SaConfig};
+use crate::timer::{Instant, Timer};
+
+/// The head start of each address over the next (RFC 8305, section 5).
+const HEAD_START: Duration = Duration::from_millis(250);
+/// When port 500 has been silent this long, port 4500 is tried beside it: some networks block only the first.
+const OTHER_PORT: Duration = Duration::from_millis(1500);
+/// More addresses than these are not tried.
+const MAX_ADDRESSES: usize = 8;
+/// Once one address refused, the others have this long to do better.
+const REFUSAL_STANDS: Duration = Duration::from_secs(3);
+
+pub(super) struct Race {
+    config: Arc<SaConfig>,
+    candidates: Vec<Candidate>,
+    /// A refusal by one address, and when it ends the race.
+    refused: Option<(Failure, Instant)>,
+}
+
+struct Candidate {
+    remote: SocketAddr,
+    due: Instant,
+    progress: Progress,
+}
+
+enum Progress {
+    Waiting,
+    Binding,
+    Running { sa: IkeSa, bound: Bound },
+    Failed(Failure),
+}
+
+pub(super) struct Winner {
+    pub(super) config: Arc<SaConfig>,
+    pub(super) sa: IkeSa,
+    pub(super) bound: Bound,
+}
+
+impl Race {
+    pub(super) fn new(config: Arc<SaConfig>, addresses: &[IpAddr], now: Instant) -> Self {
+        let port = config.profile.gateway.port;
+        let ordered = interleave(addresses);
+        let mut candidates: Vec<Candidate> = Vec::new();
+        let mut delay = Duration::ZERO;
+        for address in &ordered {
+            candidates.push(Candidate::new(*address, port, now + delay));
+            delay += HEAD_START;
+        }
+        if port == IKE_PORT {
+            let mut delay = OTHER_PORT;
+            for address in &ordered {
+                candidates.push(Candidate::new(*address, NAT_T_PORT, now + delay));
+                delay += HEAD_START;
+            }
+        }
+        Self {
+            config,
+            candidates,
+            refused: None,
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        let candidates = self
+            .candidates
+            .iter()
+            .filter_map(|candidate| match &candidate.progress {
+                Progress::Waiting => Some((candidate.due, Timer::NextCandidate)),
+                Progress::Running { sa, .. } => sa.poll_timeout(),
+                Progress::Binding | Progress::Failed(_) => None,
+            });
+        candidates
+            .chain(self.refused.iter().map(|(_, until)| (*until, Timer::Refused)))
+            .min()
+    }
+
+    /// Asks for sockets for the addresses whose turn it is.
+    pub(super) fn ask(&mut self, events: &mut VecDeque<Event>, now: Instant) {
+        let idle = self.candidates.iter().all(|candidate| !candidate.is_under_way());
+        for index in 0..self.candidates.len() {
+            let Some(candidate) = self.candidates.get(index) else {
+                break;
+            };
+            let (remote, waiting) = (candidate.remote, matches!(candidate.progress, Progress::Waiting));
+            // Nothing is gained by waiting for the next turn when nothing else is under way.
+            let first = idle && !self.candidates.iter().take(index).any(Candidate::is_under_way);
+            if !waiting || (now < candidate.due && !first) {
+                continue;
+            }
+            let reached = self
+                .candidates
+                .iter()
+                .any(|other| other.remote.ip() == remote.ip() && other.is_refused());
+            let Some(candidate) = self.candidates.get_mut(index) else {
+                break;
+            };
+            if reached {
+                // The gateway is there and said no; its other port would say the same.
+                candidate.progress = Progress::Failed(Failure {
+                    stage: Stage::Reach,
+                    cause: Cause::NoAnswer,
+                });
+                continue;
+            }
+            candidate.progress = Progress::Binding;
+            events.push_back(Event::Ask(Ask::Bind(remote)));
+        }
+    }
+
+    /// A socket is there, or cannot be had. True when IKE_SA_INIT was sent.
+    pub(super) fn bound(
+        &mut self,
+        remote: SocketAddr,
+        result: Result<Bound, HostFault>,
+        cx: &mut Cx<'_>,
+    ) -> bool {
+        let waiting = |candidate: &&mut Candidate| {
+            candidate.remote == remote && matches!(candidate.progress, Progress::Binding)
+        };
+        let Some(candidate) = self.candidates.iter_mut().find(waiting) else {
+            return false;
+        };
+        let started = match result {
+            Ok(bound) => IkeSa::start(Arc::clone(&self.config), bound.path, cx).map(|sa| (sa, bound)),
+            Err(fault) => Err(Failure {
+                stage: Stage::Reach,
+                cause: Cause::NoRoute(fault),
+            }),
+        };
+        let sent = started.is_ok();
+        candidate.progress = match started {
+            Ok((sa, bound)) => Progress::Running { sa, bound },
+            Err(failure) => Progress::Failed(failure),
+        };
+        sent
+    }
+
+    pub(super) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) {
+        for candidate in &mut self.candidates {
+            if let Progress::Running { sa, .. } = &mut candidate.progress
+                && sa.spi().is_some_and(|spi| message.starts_with(&spi.0))
+            {
+                sa.handle_message(path, message, cx);
+                candidate.note_failure(cx.news);
+                return;
+            }
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
+        for candidate in &mut self.candidates {
+            if let Progress::Running { sa, .. } = &mut candidate.progress {
+                if sa.poll_timeout().is_some_and(|(due, _)| cx.now >= due) {
+                    sa.handle_timeout(cx);
+                }
+                candidate.note_failure(cx.news);
+            }
+        }
+    }
+
+    /// The winner, the failure of all, or nothing yet.
+    pub(super) fn outcome(
+        &mut self,
+        news: &mut VecDeque<News>,
+        now: Instant,
+    ) -> Option<Result<Winner, Failure>> {
+        for candidate in &mut self.candidates {
+            candidate.note_failure(news);
+            if !matches!(&candidate.progress, Progress::Running { sa, .. } if sa.is_past_init()) {
+                continue;
+            }
+            let gone = Progress::Failed(Failure {
+                stage: Stage::Reach,
+                cause: Cause::NoAnswer,
+            });
+            if let Progress::Running { sa, bound } = std::mem::replace(&mut candidate.progress, gone) {
+                return Some(Ok(Winner {
+                    config: Arc::clone(&self.config),
+                    sa,
+                    bound,
+                }));
+            }
+        }
+        if self.refused.is_none() {
+            let refusals = self
+                .candidates
+                .iter()
+                .filter_map(|candidate| match &candidate.progress {
+                    Progress::Failed(failure) if failure.stage != Stage::Reach => Some(failure),
+                    _ => None,
+                });
+            self.refused = refusals.max_by_key(|failure| failure.stage).map(|failure| {
+                // Past IKE_SA_INIT it is our own credentials that do not serve: no other address changes that.
+                let patience = if failure.stage > Stage::IkeSaInit {
+                    Duration::ZERO
+                } else {
+                    REFUSAL_STANDS
+                };
+                (failure.clone(), now + patience)
+            });
+        }
+        let over = self
+            .candidates
+            .iter()
+            .all(|candidate| matches!(candidate.progress, Progress::Failed(_)));
+        match &self.refused {
+            Some((failure, until)) if over || now >= *until => Some(Err(failure.clone())),
+            None if over => Some(Err(self.worst())),
+            Some(_) | None => None,
+        }
+    }
+
+    /// What to tell when nothing answered: silence on the network says more than a family without a route.
+    fn worst(&self) -> Failure {
+        let failures = self
+            .candidates
+            .iter()
+            .filter_map(|candidate| match &candidate.progress {
+                Progress::Failed(failure) => Some(failure),
+                Progress::Waiting | Progress::Binding | Progress::Running { .. } => None,
+            });
+        let silent = failures.clone().find(|failure| failure.cause == Cause::NoAnswer);
+        silent
+            .or_else(|| failures.clone().next())
+            .cloned()
+            .unwrap_or(Failure {
+                stage: Stage::Reach,
+                cause: Cause::NoAnswer,
+            })
+    }
+}
+
+impl Candidate {
+    const fn new(address: IpAddr, port: u16, due: Instant) -> Self {
+        Self {
+            remote: SocketAddr::new(address, port),
+            due,
+            progress: Progress::Waiting,
+        }
+    }
+
+    const fn is_under_way(&self) -> bool {
+        matches!(self.progress, Progress::Binding | Progress::Running { .. })
+    }
+
+    fn is_refused(&self) -> bool {
+        match &self.progress {
+            Progress::Running { sa, .. } => sa.refusal().is_some(),
+            Progress::Failed(failure) => failure.stage != Stage::Reach,
+            Progress::Waiting | Progress::Binding => false,
+        }
+    }
+
+    /// The SA's own failure is this candidate's, not yet the attempt's.
+    fn note_failure(&mut self, news: &mut VecDeque<News>) {
+        let dead = matches!(&self.progress, Progress::Running { sa, .. } if sa.spi().is_none());
+        if !dead {
+            return;
+        }
+        let position = news.iter().position(|news| matches!(news, News::Failed(_)));
+        if let Some(News::Failed(failure)) = position.and_then(|index| news.remove(index)) {
+            self.progress = Progress::Failed(failure);
+        }
+    }
+}
+
+/// IPv6 and IPv4 by turns, each in the resolver's order, IPv6 first if the resolver says so.
+fn interleave(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let first_is_v6 = addresses.first().is_some_and(IpAddr::is_ipv6);
+    let (first, second): (Vec<IpAddr>, Vec<IpAddr>) = addresses
+        .iter()
+        .partition(|address| address.is_ipv6() == first_is_v6);
+    let mut ordered: Vec<IpAddr> = Vec::new();
+    for index in 0..first.len().max(second.len()) {
+        let turn = first.get(index).into_iter().chain(second.get(index));
+        for address in turn {
+            if !ordered.contains(address) {
+                ordered.push(*address);
+            }
+        }
+    }
+    ordered.truncate(MAX_ADDRESSES);
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns_and_nobody_is_asked_twice() {
+        let parse = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| text.parse().unwrap())
+                .collect::<Vec<IpAddr>>()
+        };
+        let given = parse(&[
+            "2001:db8::1",
+            "2001:db8::2",
+            "192.0.2.1",
+            "2001:db8::1",
+            "192.0.2.2",
+        ]);
+        assert_eq!(
+            interleave(&given),
+            parse(&["2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"])
+        );
+        let v4_first = parse(&["192.0.2.1", "2001:db8::1"]);
+        assert_eq!(interleave(&v4_first), v4_first);
+        let many: Vec<IpAddr> = (0..20).map(|last| IpAddr::from([192, 0, 2, last])).collect();
+        assert_eq!(interleave(&many).len(), MAX_ADDRESSES);
+    }
+}

@@ -1,0 +1,546 @@
+//! IKE_AUTH: both sides prove who they are, and the first Child SA is made (RFC 7296, sections 1.2 and 2.16).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::channel::{Channel, Opened};
+use super::child::{self, ChildOffer};
+use super::established::Established;
+use super::init::Agreed;
+use super::nat::Nat;
+use super::proof::{self, PeerVerified, Proven, Transcript, shared_key_mic};
+use super::{Broken, Cx, News, Next, SaConfig, State, delete_ike, notify, unsendable};
+use crate::command::{Cause, Failure, Stage};
+use crate::eap::{Eap, EapConfig, EapError, EapMethod, EapMsChapV2, EapTls, Msk, Step};
+use crate::profile::{AuthKind, DnsPolicy, Identity};
+use crate::proposal::{self, IkeSuite};
+use crate::timer::{Instant, Timer};
+use crate::wire::iana::{
+    AuthMethod, CertEncoding, CfgAttr, CfgType, ExchangeType, HashAlgorithm, IdType, NotifyType,
+};
+use crate::wire::{self, Cert, CertReq, CfgAttribute, Cp, Id, Payload, Ts};
+
+/// A gateway that asks a slow RADIUS server needs longer than one that answers by itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The largest EAP packet that we send, in octets: what fits into RADIUS on its way to an authentication server.
+const EAP_FRAGMENT: usize = 1024;
+/// The whole of IKE_AUTH.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+/// IKE_AUTH under way.
+pub(super) struct Auth {
+    config: Arc<SaConfig>,
+    pub(super) channel: Channel,
+    transcript: Transcript,
+    suite: IkeSuite,
+    nat: Nat,
+    hashes: Option<Vec<HashAlgorithm>>,
+    /// IDi': what our AUTH covers of our identity.
+    id: (IdType, Vec<u8>),
+    offer: ChildOffer,
+    progress: Progress,
+    started: Instant,
+}
+
+/// How far IKE_AUTH has come.
+enum Progress {
+    /// The gateway has not proven anything.
+    First,
+    /// The gateway is proven; EAP rounds prove us.
+    Eap {
+        eap: Box<Eap>,
+        verified: PeerVerified,
+        proven: Proven,
+    },
+    /// EAP is over; both sides prove that they share its key.
+    Last {
+        msk: Msk,
+        verified: PeerVerified,
+        proven: Proven,
+    },
+}
+
+impl Auth {
+    pub(super) fn start(config: Arc<SaConfig>, agreed: Agreed, cx: &mut Cx<'_>) -> Result<Self, Failure> {
+        let Agreed {
+            channel,
+            transcript,
+            suite,
+            nat,
+            hashes,
+        } = agreed;
+        let id = our_identity(&config, &channel).to_wire();
+        let offer = ChildOffer::new(&config.profile, cx.rng);
+        let progress = Progress::First;
+        let mut auth = Self {
+            config,
+            channel,
+            transcript,
+            suite,
+            nat,
+            hashes,
+            id,
+            offer,
+            progress,
+            started: cx.now,
+        };
+        match auth.send_first(cx) {
+            Ok(()) => Ok(auth),
+            Err(cause) => {
+                auth.abandon(cx);
+                Err(Failure {
+                    stage: Stage::IkeAuth,
+                    cause,
+                })
+            }
+        }
+    }
+
+    fn send_first(&mut self, cx: &mut Cx<'_>) -> Result<(), Cause> {
+        let (profile, credentials) = (&self.config.profile, &self.config.credentials);
+        let method = profile.auth.method;
+        let id = Id::new(self.id.0, &self.id.1);
+        let octets = self.transcript.initiator_octets(&self.channel.keys, &id.body());
+        let auth = match method {
+            AuthKind::Psk => {
+                let psk = credentials.psk.as_ref();
+                let psk = psk.ok_or_else(|| Cause::Credential("the profile has no pre-shared key".into()))?;
+                let mic = shared_key_mic(self.channel.keys.prf, psk.as_bytes(), &octets);
+                Some((AuthMethod::SHARED_KEY_MIC, mic.as_bytes().to_vec()))
+            }
+            AuthKind::Certificate => Some(proof::sign(&self.config, self.hashes.as_deref(), &octets)?),
+            AuthKind::EapTls | AuthKind::EapMsChapV2 => None,
+        };
+        let authorities: Vec<u8> = if profile.gateway.anchors.system {
+            Vec::new()
+        } else {
+            profile
+                .gateway
+                .anchors
+                .certificates
+                .iter()
+                .flat_map(|anchor| anchor.spki_sha1())
+                .collect()
+        };
+        let gateway_id = profile.gateway.identity.to_wire();
+        let mut payloads = vec![Payload::IdInitiator(id)];
+        if method == AuthKind::Certificate {
+            payloads.extend(credentials.chain.iter().map(|link| {
+                Payload::Cert(Cert {
+                    encoding: CertEncoding::X509_SIGNATURE,
+                    data: link.der(),
+                })
+            }));
+        }
+        if profile.ike.initial_contact {
+            payloads.push(notify(NotifyType::INITIAL_CONTACT, &[]));
+        }
+        if method != AuthKind::Psk {
+            // Without it many gateways send no certificate at all.
+            payloads.push(Payload::CertReq(CertReq {
+                encoding: CertEncoding::X509_SIGNATURE,
+                data: &authorities,
+            }));
+        }
+        if profile.gateway.send_idr {
+            payloads.push(Payload::IdResponder(Id::new(gateway_id.0, &gateway_id.1)));
+        }
+        if let Some((method, data)) = &auth {
+            payloads.push(Payload::Auth(wire::Auth {
+                method: *method,
+                data,
+            }));
+        }
+        payloads.push(Payload::Cp(configuration_request(
+            profile.network.dns == DnsPolicy::Gateway,
+        )));
+        payloads.push(Payload::Sa(proposal::esp_offer(
+            &profile.child.proposals,
+            self.offer.spi,
+            false,
+        )));
+        payloads.push(Payload::TsInitiator(
+            self.offer.local.iter().copied().map(Ts::from).collect(),
+        ));
+        payloads.push(Payload::TsResponder(
+            self.offer.remote.iter().copied().map(Ts::from).collect(),
+        ));
+        payloads.push(notify(NotifyType::ESP_TFC_PADDING_NOT_SUPPORTED, &[]));
+        self.channel
+            .request(ExchangeType::IKE_AUTH, &payloads, cx)
+            .map_err(|error| unsendable(&error))
+    }
+
+    fn stage(&self) -> Stage {
+        match self.progress {
+            Progress::First => Stage::IkeAuth,
+            Progress::Eap { .. } | Progress::Last { .. } => Stage::Eap,
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        let deadline = (self.started + DEADLINE, Timer::AttemptDeadline);
+        Some(
+            self.channel
+                .poll_timeout(PATIENCE)
+                .map_or(deadline, |due| deadline.min(due)),
+        )
+    }
+
+    pub(super) fn handle_timeout(mut self: Box<Self>, cx: &mut Cx<'_>) -> Next {
+        if self.channel.is_given_up(cx.now, PATIENCE) || cx.now >= self.started + DEADLINE {
+            return Err(Failure {
+                stage: self.stage(),
+                cause: Cause::WentSilent,
+            });
+        }
+        self.channel.handle_timeout(cx);
+        Ok(State::Auth(self))
+    }
+
+    /// Tells the gateway, which may believe the SA to be up, that it is not (RFC 7296, section 2.21.2).
+    pub(super) fn abandon(&mut self, cx: &mut Cx<'_>) {
+        self.channel.farewell(
+            ExchangeType::INFORMATIONAL,
+            &[notify(NotifyType::AUTHENTICATION_FAILED, &[])],
+            cx,
+        );
+    }
+
+    pub(super) fn handle(mut self: Box<Self>, message: &mut [u8], cx: &mut Cx<'_>) -> Next {
+        let Some(opened) = self.channel.open(message, cx) else {
+            return Ok(State::Auth(self));
+        };
+        if !opened.header.flags.response {
+            // A gateway has nothing to ask before both sides are proven.
+            return Ok(State::Auth(self));
+        }
+        let stage = self.stage();
+        match self.answer(&opened, cx) {
+            Ok(Answered::More(auth)) => Ok(State::Auth(auth)),
+            Ok(Answered::Up(established)) => {
+                cx.news.push_back(News::Up);
+                Ok(State::Established(established))
+            }
+            Err((cause, mut channel)) => {
+                if is_our_verdict(&cause) {
+                    channel.farewell(
+                        ExchangeType::INFORMATIONAL,
+                        &[notify(NotifyType::AUTHENTICATION_FAILED, &[])],
+                        cx,
+                    );
+                }
+                let stage = if is_about_the_child(&cause) {
+                    Stage::ChildSa
+                } else {
+                    stage
+                };
+                Err(Failure { stage, cause })
+            }
+        }
+    }
+
+    fn answer(
+        mut self: Box<Self>,
+        opened: &Opened,
+        cx: &mut Cx<'_>,
+    ) -> Result<Answered, (Cause, Box<Channel>)> {
+        match self.advance(opened, cx) {
+            Ok(None) => Ok(Answered::More(self)),
+            Ok(Some((verified, proven))) => {
+                let Self {
+                    config,
+                    mut channel,
+                    transcript,
+                    suite,
+                    nat,
+                    offer,
+                    ..
+                } = *self;
+                let made = opened
+                    .payloads()
+                    .map_err(|error| Cause::from(Broken::from(error)))
+                    .and_then(|payloads| {
+                        child::conclude(
+                            &config.profile,
+                            offer,
+                            &payloads,
+                            &channel.keys,
+                            &transcript.nonces,
+                        )
+                    });
+                cx.news.push_back(News::Stage(Stage::ChildSa));
+                match made {
+                    Ok(made) => {
+                        let established = Established::new(
+                            verified,
+                            config,
+                            channel,
+                            suite,
+                            nat,
+                            proven.identity,
+                            made,
+                            cx,
+                        );
+                        Ok(Answered::Up(Box::new(established)))
+                    }
+                    Err(cause) => {
+                        // The IKE SA is up at the gateway although its child is not wanted.
+                        channel.farewell(ExchangeType::INFORMATIONAL, &[delete_ike()], cx);
+                        Err((cause, Box::new(channel)))
+                    }
+                }
+            }
+            Err(cause) => Err((cause, Box::new(self.channel))),
+        }
+    }
+
+    /// One response. None: another request was sent. Some: authentication is over and good on both sides.
+    fn advance(&mut self, opened: &Opened, cx: &mut Cx<'_>) -> Result<Option<(PeerVerified, Proven)>, Cause> {
+        let payloads = opened.payloads().map_err(Broken::from)?;
+        refuse_critical(&payloads)?;
+        let has_auth = payloads.iter().any(|payload| matches!(payload, Payload::Auth(_)));
+        let eap = payloads.iter().find_map(|payload| match payload {
+            Payload::Eap(packet) => Some(*packet),
+            _ => None,
+        });
+        if !has_auth && eap.is_none() {
+            return Err(self.progress.failure().unwrap_or_else(|| refusal(&payloads)));
+        }
+        match std::mem::replace(&mut self.progress, Progress::First) {
+            Progress::First => {
+                let wants_eap = matches!(
+                    self.config.profile.auth.method,
+                    AuthKind::EapTls | AuthKind::EapMsChapV2
+                );
+                if !has_auth {
+                    return Err(Cause::GatewayUnproven);
+                }
+                let (verified, proven) = proof::verify_gateway(
+                    &self.config,
+                    &payloads,
+                    &self.transcript,
+                    &self.channel.keys,
+                    self.hashes.is_some(),
+                    cx.unix,
+                )?;
+                match (wants_eap, eap) {
+                    (false, None) => Ok(Some((verified, proven))),
+                    (true, Some(packet)) => {
+                        cx.news.push_back(News::Stage(Stage::Eap));
+                        let eap = Box::new(Eap::new(self.eap_config(&verified)?));
+                        self.progress = Progress::Eap {
+                            eap,
+                            verified,
+                            proven,
+                        };
+                        self.handle_eap(packet, cx).map(|()| None)
+                    }
+                    (_, eap) => Err(Cause::EapExpectation {
+                        gateway_wants_eap: eap.is_some(),
+                    }),
+                }
+            }
+            running @ Progress::Eap { .. } => {
+                let Some(packet) = eap else {
+                    return Err(Cause::Protocol(
+                        "IKE_AUTH: AUTH came before the end of EAP".into(),
+                    ));
+                };
+                self.progress = running;
+                self.handle_eap(packet, cx).map(|()| None)
+            }
+            Progress::Last {
+                msk,
+                verified,
+                proven,
+            } => {
+                let auth = payloads.iter().find_map(|payload| match payload {
+                    Payload::Auth(auth) => Some(auth),
+                    _ => None,
+                });
+                let auth = auth.ok_or(Cause::GatewayUnproven)?;
+                proof::verify_msk(&proven, auth, &self.transcript, &self.channel.keys, &msk)?;
+                Ok(Some((verified, proven)))
+            }
+        }
+    }
+
+    /// No secret is within reach of an EAP method before the gateway is proven, hence the witness.
+    fn eap_config(&self, _witness: &PeerVerified) -> Result<EapConfig, Cause> {
+        let SaConfig { profile, credentials } = &*self.config;
+        let auth = &profile.auth;
+        let identity = auth.eap_identity.clone().or_else(|| auth.username.clone());
+        let anchors = auth.aaa_anchors.as_ref().unwrap_or(&profile.gateway.anchors);
+        let missing = |what: &str| Cause::Credential(format!("the profile has no {what}"));
+        let method = match auth.method {
+            AuthKind::EapTls => EapMethod::Tls(EapTls {
+                chain: credentials.chain.clone(),
+                key: credentials
+                    .key
+                    .clone()
+                    .ok_or_else(|| missing("private key for EAP-TLS"))?,
+                anchors: anchors.certificates.clone(),
+                server_identity: auth
+                    .aaa_identity
+                    .clone()
+                    .unwrap_or_else(|| profile.gateway.identity.clone()),
+                fragment_size: EAP_FRAGMENT,
+            }),
+            AuthKind::EapMsChapV2 => EapMethod::MsChapV2(EapMsChapV2 {
+                username: auth.username.clone().ok_or_else(|| missing("user name"))?,
+                password: credentials.password.clone().ok_or_else(|| missing("password"))?,
+            }),
+            AuthKind::Psk | AuthKind::Certificate => {
+                return Err(Cause::EapExpectation {
+                    gateway_wants_eap: true,
+                });
+            }
+        };
+        let identity = identity.unwrap_or_else(|| our_identity(&self.config, &self.channel).to_string());
+        Ok(EapConfig { identity, method })
+    }
+
+    fn handle_eap(&mut self, packet: &[u8], cx: &mut Cx<'_>) -> Result<(), Cause> {
+        let Progress::Eap {
+            mut eap,
+            verified,
+            proven,
+        } = std::mem::replace(&mut self.progress, Progress::First)
+        else {
+            return Err(Cause::GatewayUnproven);
+        };
+        let step = eap.handle(packet, cx.rng, cx.unix).map_err(|error| match error {
+            EapError::MethodOffered { offered, wanted } => Cause::EapMethod { offered, wanted },
+            other => Cause::Eap(other),
+        })?;
+        match step {
+            Step::Reply(reply) => {
+                self.progress = Progress::Eap {
+                    eap,
+                    verified,
+                    proven,
+                };
+                self.channel
+                    .request(ExchangeType::IKE_AUTH, &[Payload::Eap(&reply)], cx)
+            }
+            Step::Success(msk) => {
+                let id = Id::new(self.id.0, &self.id.1);
+                let octets = self.transcript.initiator_octets(&self.channel.keys, &id.body());
+                let mic = shared_key_mic(self.channel.keys.prf, msk.as_bytes(), &octets);
+                self.progress = Progress::Last {
+                    msk,
+                    verified,
+                    proven,
+                };
+                let auth = wire::Auth {
+                    method: AuthMethod::SHARED_KEY_MIC,
+                    data: mic.as_bytes(),
+                };
+                self.channel
+                    .request(ExchangeType::IKE_AUTH, &[Payload::Auth(auth)], cx)
+            }
+        }
+        .map_err(|error| unsendable(&error))
+    }
+}
+
+impl Progress {
+    /// Why EAP has failed on our side, when the gateway only says that it has.
+    fn failure(&self) -> Option<Cause> {
+        match self {
+            Self::Eap { eap, .. } => eap.failure().cloned().map(Cause::Eap),
+            Self::First | Self::Last { .. } => None,
+        }
+    }
+}
+
+enum Answered {
+    More(Box<Auth>),
+    Up(Box<Established>),
+}
+
+/// IDi: as configured, or what our credentials say.
+fn our_identity(config: &SaConfig, channel: &Channel) -> Identity {
+    let auth = &config.profile.auth;
+    let certificate = match auth.method {
+        AuthKind::Certificate | AuthKind::EapTls => config.credentials.chain.first(),
+        AuthKind::Psk | AuthKind::EapMsChapV2 => None,
+    };
+    auth.identity
+        .clone()
+        .or_else(|| certificate.map(Identity::of_certificate))
+        .or_else(|| auth.username.as_deref().map(user_identity))
+        .unwrap_or_else(|| Identity::Address(channel.path.local.ip()))
+}
+
+/// A user name as identity: an e-mail address, or else opaque octets.
+fn user_identity(name: &str) -> Identity {
+    Identity::parse(name).unwrap_or_else(|_| Identity::KeyId(name.as_bytes().to_vec()))
+}
+
+/// Ask for both families, for only then does the gateway say that it has but one (RFC 8983).
+fn configuration_request(dns: bool) -> Cp<'static> {
+    let mut kinds = vec![CfgAttr::INTERNAL_IP4_ADDRESS, CfgAttr::INTERNAL_IP6_ADDRESS];
+    if dns {
+        kinds.extend([
+            CfgAttr::INTERNAL_IP4_DNS,
+            CfgAttr::INTERNAL_IP6_DNS,
+            CfgAttr::INTERNAL_DNS_DOMAIN,
+        ]);
+    }
+    let attributes = kinds
+        .into_iter()
+        .map(|kind| CfgAttribute { kind, value: &[] })
+        .collect();
+    Cp {
+        kind: CfgType::REQUEST,
+        attributes,
+    }
+}
+
+fn refuse_critical(payloads: &[Payload<'_>]) -> Result<(), Cause> {
+    payloads.iter().try_for_each(|payload| match payload {
+        Payload::Unknown {
+            kind, critical: true, ..
+        } => Err(Cause::Protocol(format!(
+            "IKE_AUTH: unknown critical payload {kind}"
+        ))),
+        _ => Ok(()),
+    })
+}
+
+/// What a response without AUTH and EAP says.
+fn refusal(payloads: &[Payload<'_>]) -> Cause {
+    let error = payloads.iter().find_map(|payload| match payload {
+        Payload::Notify(notify) if notify.kind.is_error() => Some(notify.kind),
+        _ => None,
+    });
+    match error {
+        Some(NotifyType::AUTHENTICATION_FAILED) => Cause::AuthenticationFailed,
+        Some(other) => Cause::Refused(other),
+        None => Cause::GatewayUnproven,
+    }
+}
+
+/// We reject the gateway, not it us: it must be told, or it keeps an SA that nobody uses.
+fn is_our_verdict(cause: &Cause) -> bool {
+    !is_about_the_child(cause)
+        && !matches!(
+            cause,
+            Cause::AuthenticationFailed | Cause::Refused(_) | Cause::Eap(EapError::Refused)
+        )
+}
+
+fn is_about_the_child(cause: &Cause) -> bool {
+    matches!(
+        cause,
+        Cause::NoChildProposal
+            | Cause::SelectorsRefused
+            | Cause::SelectorsNotSubset
+            | Cause::SelectorsNarrowed(_)
+            | Cause::NoInnerAddress
+            | Cause::ChildRefused(_)
+            | Cause::ChildProtocol(_)
+    )
+}

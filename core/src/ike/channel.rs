@@ -1,0 +1,339 @@
+//! The protected exchanges of one IKE SA: sealing, fragments, message IDs, retransmission, repeated answers.
+
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::keys::{SaKeys, Spis};
+use super::window::Backoff;
+use super::{Cx, datagram};
+use crate::command::{Path, Transmit};
+use crate::crypto::CryptoError;
+use crate::timer::{Instant, Timer};
+use crate::wire::iana::{ExchangeType, PayloadType};
+use crate::wire::{
+    self, DecodeError, EncodeError, Flags, Header, Payload, Reassembly, decode_payloads, encode_payloads,
+    open_sealed, seal_fragments,
+};
+
+/// The largest IP datagram once a request went unanswered twice (RFC 7383, section 2.5.1): every IPv4 host takes it.
+const SAFE_DATAGRAM: u16 = 576;
+/// What an IP and a UDP header and the non-ESP marker take, in octets.
+const OVERHEAD_V4: usize = 20 + 8 + 4;
+const OVERHEAD_V6: usize = 40 + 8 + 4;
+/// The size of a sealed message that is never cut.
+const UNFRAGMENTED: usize = 65_535;
+
+/// A message whose integrity was verified with this SA's keys. Only [`Channel::open`] makes one.
+pub(crate) struct Opened {
+    pub(crate) header: Header,
+    first: PayloadType,
+    body: Zeroizing<Vec<u8>>,
+}
+
+impl Opened {
+    pub(crate) fn payloads(&self) -> Result<Vec<Payload<'_>>, DecodeError> {
+        decode_payloads(self.first, &self.body, Header::LEN)
+    }
+}
+
+/// A request of ours without its response.
+struct Outstanding {
+    exchange: ExchangeType,
+    first: PayloadType,
+    body: Zeroizing<Vec<u8>>,
+    messages: Vec<Vec<u8>>,
+    backoff: Backoff,
+}
+
+/// The last request of the gateway's, answered.
+struct Answered {
+    message_id: u32,
+    messages: Vec<Vec<u8>>,
+}
+
+pub(crate) struct Channel {
+    pub(crate) spis: Spis,
+    pub(crate) keys: SaKeys,
+    pub(crate) path: Path,
+    /// The largest IP datagram that a message may fill, where both sides speak RFC 7383.
+    fragment_size: Option<u16>,
+    next_id: u32,
+    outstanding: Option<Outstanding>,
+    expected_id: u32,
+    answered: Option<Answered>,
+    responses: Reassembly,
+    requests: Reassembly,
+    /// When an authenticated message last came in.
+    pub(crate) last_in: Instant,
+    /// When anything was last sent.
+    pub(crate) last_out: Instant,
+    /// The last round trip that no retransmission blurred.
+    pub(crate) round_trip: Option<Duration>,
+}
+
+impl Channel {
+    /// A channel whose first request carries message ID 1.
+    pub(crate) fn new(
+        spis: Spis,
+        keys: SaKeys,
+        path: Path,
+        fragment_size: Option<u16>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            spis,
+            keys,
+            path,
+            fragment_size,
+            next_id: 1,
+            outstanding: None,
+            expected_id: 0,
+            answered: None,
+            responses: Reassembly::new(),
+            requests: Reassembly::new(),
+            last_in: now,
+            last_out: now,
+            round_trip: None,
+        }
+    }
+
+    /// Nothing of ours is unanswered: a new request may be sent.
+    pub(crate) fn is_free(&self) -> bool {
+        self.outstanding.is_none()
+    }
+
+    /// Both sides may send long messages in fragments.
+    pub(crate) fn fragments(&self) -> bool {
+        self.fragment_size.is_some()
+    }
+
+    /// Sends the one octet that keeps a NAT's mapping (RFC 3948, section 2.3).
+    pub(crate) fn keep_mapping(&mut self, cx: &mut Cx<'_>) {
+        cx.out.push_back(Transmit {
+            path: self.path,
+            payload: Box::new([0xff]),
+        });
+        self.last_out = cx.now;
+    }
+
+    /// The outstanding request has waited for its response as long as `patience` allows.
+    pub(crate) fn is_given_up(&self, now: Instant, patience: Duration) -> bool {
+        self.outstanding
+            .as_ref()
+            .is_some_and(|request| now >= request.backoff.started() + patience)
+    }
+
+    /// When the outstanding request is sent again or given up.
+    pub(crate) fn poll_timeout(&self, patience: Duration) -> Option<(Instant, Timer)> {
+        let backoff = &self.outstanding.as_ref()?.backoff;
+        Some((backoff.due().min(backoff.started() + patience), Timer::Retransmit))
+    }
+
+    /// Sends the outstanding request again if it is time.
+    pub(crate) fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
+        if self
+            .outstanding
+            .as_ref()
+            .is_some_and(|request| cx.now >= request.backoff.due())
+        {
+            self.retransmit(cx);
+        }
+    }
+
+    /// Sends a request. Any older one must have been answered.
+    pub(crate) fn request(
+        &mut self,
+        exchange: ExchangeType,
+        payloads: &[Payload<'_>],
+        cx: &mut Cx<'_>,
+    ) -> Result<(), EncodeError> {
+        debug_assert!(self.is_free(), "the request window is one");
+        let mut body = Zeroizing::new(Vec::new());
+        let first = encode_payloads(payloads, &mut body)?;
+        let header = self.header(exchange, self.next_id, false);
+        let messages = self.seal(header, payloads, self.fragment_size)?;
+        self.next_id = self.next_id.saturating_add(1);
+        self.responses.clear();
+        self.send(&messages, cx);
+        let backoff = Backoff::start(cx.now, cx.rng);
+        self.outstanding = Some(Outstanding {
+            exchange,
+            first,
+            body,
+            messages,
+            backoff,
+        });
+        Ok(())
+    }
+
+    /// Sends a request whose response nobody waits for: the SA is given up.
+    pub(crate) fn farewell(&mut self, exchange: ExchangeType, payloads: &[Payload<'_>], cx: &mut Cx<'_>) {
+        let header = self.header(exchange, self.next_id, false);
+        if let Ok(messages) = self.seal(header, payloads, self.fragment_size) {
+            self.send(&messages, cx);
+        }
+    }
+
+    /// Answers the gateway's request `to`.
+    pub(crate) fn respond(
+        &mut self,
+        to: Header,
+        payloads: &[Payload<'_>],
+        cx: &mut Cx<'_>,
+    ) -> Result<(), EncodeError> {
+        let header = self.header(to.exchange, to.message_id, true);
+        let messages = self.seal(header, payloads, self.fragment_size)?;
+        self.send(&messages, cx);
+        self.answered = Some(Answered {
+            message_id: to.message_id,
+            messages,
+        });
+        Ok(())
+    }
+
+    /// Sends the outstanding request again, smaller if it was lost twice as fragments.
+    fn retransmit(&mut self, cx: &mut Cx<'_>) {
+        let Some(mut request) = self.outstanding.take() else {
+            return;
+        };
+        let cut_smaller = self.fragment_size.is_some_and(|size| size > SAFE_DATAGRAM)
+            && request.messages.len() > 1
+            && request.backoff.transmissions() == 2;
+        if cut_smaller {
+            self.fragment_size = Some(SAFE_DATAGRAM);
+            // Other cuts are other plaintexts: sealed anew, under new initialization vectors.
+            let id = self.next_id.saturating_sub(1);
+            let header = self.header(request.exchange, id, false);
+            if let Ok(payloads) = decode_payloads(request.first, &request.body, Header::LEN)
+                && let Ok(messages) = self.seal(header, &payloads, self.fragment_size)
+            {
+                request.messages = messages;
+            }
+        }
+        self.send(&request.messages, cx);
+        request.backoff.again(cx.now, cx.rng);
+        self.outstanding = Some(request);
+    }
+
+    /// Verifies and decrypts a message; none when it is not, or not yet, a new message of this SA's peer. A request
+    /// that was answered already gets the same answer again.
+    pub(crate) fn open(&mut self, message: &mut [u8], cx: &mut Cx<'_>) -> Option<Opened> {
+        let header = Header::decode(message).ok()?;
+        let response = header.flags.response;
+        let ours = header.initiator_spi == self.spis.initiator && header.responder_spi == self.spis.responder;
+        // The gateway never is the original initiator of an SA that we made; a reflection of our own message is.
+        if !ours || header.flags.initiator || header.version >> 4 != 2 {
+            return None;
+        }
+        let expected = if response {
+            self.next_id.checked_sub(1)?
+        } else {
+            self.expected_id
+        };
+        let repeated = !response
+            && self
+                .answered
+                .as_ref()
+                .is_some_and(|answer| answer.message_id == header.message_id);
+        if !repeated && header.message_id != expected {
+            return None;
+        }
+        if response
+            && self
+                .outstanding
+                .as_ref()
+                .is_none_or(|request| request.exchange != header.exchange)
+        {
+            return None;
+        }
+        let opened = open_sealed(message, &self.keys.open).ok()?;
+        self.last_in = cx.now;
+        if repeated {
+            // RFC 7383, section 2.6.1: only the first fragment of a repeated request draws the answer again.
+            if opened.fragment.is_none_or(|(number, _)| number == 1)
+                && let Some(answer) = self.answered.take()
+            {
+                self.send(&answer.messages, cx);
+                self.answered = Some(answer);
+            }
+            return None;
+        }
+        let (first, body) = match opened.fragment {
+            None => (opened.first, opened.body.to_vec()),
+            // A peer that never agreed to fragments sends none.
+            Some(_) if self.fragment_size.is_none() => return None,
+            Some((number, total)) => {
+                let set = if response {
+                    &mut self.responses
+                } else {
+                    &mut self.requests
+                };
+                set.add(header.message_id, number, total, opened.first, opened.body)?
+            }
+        };
+        if response {
+            if let Some(request) = self.outstanding.take()
+                && request.backoff.transmissions() == 1
+            {
+                self.round_trip = Some(cx.now.since(request.backoff.started()));
+            }
+            self.responses.clear();
+        } else {
+            self.expected_id = self.expected_id.saturating_add(1);
+            self.requests.clear();
+        }
+        Some(Opened {
+            header,
+            first,
+            body: Zeroizing::new(body),
+        })
+    }
+
+    fn header(&self, exchange: ExchangeType, message_id: u32, response: bool) -> Header {
+        Header {
+            initiator_spi: self.spis.initiator,
+            responder_spi: self.spis.responder,
+            next_payload: PayloadType::NONE,
+            version: wire::VERSION,
+            exchange,
+            flags: Flags {
+                initiator: true,
+                version: false,
+                response,
+            },
+            message_id,
+            length: 0,
+        }
+    }
+
+    fn seal(
+        &mut self,
+        header: Header,
+        payloads: &[Payload<'_>],
+        datagram: Option<u16>,
+    ) -> Result<Vec<Vec<u8>>, EncodeError> {
+        let overhead = if self.path.remote.is_ipv4() {
+            OVERHEAD_V4
+        } else {
+            OVERHEAD_V6
+        };
+        let max = datagram.map_or(UNFRAGMENTED, |size| usize::from(size).saturating_sub(overhead));
+        seal_fragments(header, payloads, &self.keys.seal, &mut self.keys.next_iv, max)
+    }
+
+    fn send(&mut self, messages: &[Vec<u8>], cx: &mut Cx<'_>) {
+        for message in messages {
+            cx.out.push_back(datagram(self.path, message));
+        }
+        self.last_out = cx.now;
+    }
+}
+
+impl From<CryptoError> for super::Broken {
+    fn from(error: CryptoError) -> Self {
+        Self(format!(
+            "the gateway's key exchange value is not acceptable: {error}"
+        ))
+    }
+}

@@ -1,0 +1,413 @@
+//! IKE_SA_INIT: proposals, key exchange, NAT detection (RFC 7296, section 1.2).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::auth::Auth;
+use super::channel::Channel;
+use super::keys::{Nonces, SaKeys, Spis};
+use super::nat::{self, Nat};
+use super::proof::Transcript;
+use super::window::Backoff;
+use super::{Broken, Cx, IKE_PORT, NAT_T_PORT, News, Next, SaConfig, State, datagram, notify, unsendable};
+use crate::command::{Cause, Failure, Path, Stage};
+use crate::crypto::KeyExchange;
+use crate::proposal::{self, SelectError};
+use crate::timer::{Instant, Timer};
+use crate::wire::iana::{ExchangeType, HashAlgorithm, KeMethod, NotifyType, PayloadType};
+use crate::wire::{self, Flags, Header, IkeSpi, Ke, Message, Payload, encode_message};
+
+/// An address that has not answered within this time never will.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// An unauthenticated refusal counts when nothing better came within this time (RFC 7296, section 2.21.1).
+const REFUSAL_STANDS: Duration = Duration::from_secs(3);
+/// How many times the gateway may make us begin again, with cookies or for another key exchange method.
+const MAX_RESTARTS: u8 = 5;
+/// The longest cookie (RFC 7296, section 2.6).
+const MAX_COOKIE: usize = 64;
+
+/// The hash algorithms that we accept in signatures (RFC 7427, section 4).
+pub(super) const SIGNATURE_HASHES: [HashAlgorithm; 4] = [
+    HashAlgorithm::SHA2_256,
+    HashAlgorithm::SHA2_384,
+    HashAlgorithm::SHA2_512,
+    HashAlgorithm::IDENTITY,
+];
+
+/// Waiting for the gateway's IKE_SA_INIT.
+pub(super) struct Init {
+    config: Arc<SaConfig>,
+    path: Path,
+    pub(super) spi: IkeSpi,
+    nonce: [u8; 32],
+    /// Stands in for our real source in NAT detection, so that the gateway encapsulates ESP in UDP always.
+    masked_source: [u8; 20],
+    exchange: KeyExchange,
+    cookie: Option<Vec<u8>>,
+    /// RealMessage1.
+    request: Vec<u8>,
+    backoff: Backoff,
+    started: Instant,
+    restarts: u8,
+    refused: Option<(Cause, Instant)>,
+}
+
+/// What an IKE_SA_INIT response without keys asks for.
+enum Reply<'a> {
+    Cookie(&'a [u8]),
+    OtherMethod(KeMethod),
+    Error(NotifyType),
+    Answer,
+}
+
+impl Init {
+    pub(super) fn start(config: Arc<SaConfig>, path: Path, cx: &mut Cx<'_>) -> Result<Self, Failure> {
+        let fail = |cause| Failure {
+            stage: Stage::IkeSaInit,
+            cause,
+        };
+        let method = config
+            .profile
+            .ike
+            .proposals
+            .iter()
+            .find_map(|proposal| proposal.key_exchanges().next())
+            .ok_or_else(|| {
+                fail(Cause::Credential(
+                    "the profile offers no key exchange method".into(),
+                ))
+            })?;
+        let exchange = KeyExchange::generate(method, cx.rng).map_err(|error| {
+            fail(Cause::Credential(format!(
+                "key exchange method {method}: {error}"
+            )))
+        })?;
+        let mut spi = [0; 8];
+        while spi == [0; 8] {
+            spi = cx.rng.bytes();
+        }
+        let mut init = Self {
+            config,
+            path,
+            spi: IkeSpi(spi),
+            nonce: cx.rng.bytes(),
+            masked_source: cx.rng.bytes(),
+            exchange,
+            cookie: None,
+            request: Vec::new(),
+            backoff: Backoff::start(cx.now, cx.rng),
+            started: cx.now,
+            restarts: 0,
+            refused: None,
+        };
+        init.send(cx).map_err(fail)?;
+        Ok(init)
+    }
+
+    pub(super) fn refusal(&self) -> Option<&Cause> {
+        self.refused.as_ref().map(|(cause, _)| cause)
+    }
+
+    fn send(&mut self, cx: &mut Cx<'_>) -> Result<(), Cause> {
+        let proposals = proposal::ike_offer(&self.config.profile.ike.proposals, &[]);
+        let spis = Spis {
+            initiator: self.spi,
+            responder: IkeSpi::ZERO,
+        };
+        let destination = nat::hash(spis, self.path.remote);
+        let hashes: Vec<u8> = SIGNATURE_HASHES
+            .iter()
+            .flat_map(|hash| hash.0.to_be_bytes())
+            .collect();
+        let mut payloads = Vec::with_capacity(8);
+        if let Some(cookie) = &self.cookie {
+            payloads.push(notify(NotifyType::COOKIE, cookie));
+        }
+        payloads.extend([
+            Payload::Sa(proposals),
+            Payload::Ke(Ke {
+                method: self.exchange.method(),
+                data: self.exchange.public(),
+            }),
+            Payload::Nonce(&self.nonce),
+            notify(NotifyType::NAT_DETECTION_SOURCE_IP, &self.masked_source),
+            notify(NotifyType::NAT_DETECTION_DESTINATION_IP, &destination),
+        ]);
+        if self.config.profile.ike.fragmentation {
+            payloads.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, &[]));
+        }
+        payloads.push(notify(NotifyType::SIGNATURE_HASH_ALGORITHMS, &hashes));
+        let header = Header {
+            initiator_spi: self.spi,
+            responder_spi: IkeSpi::ZERO,
+            next_payload: PayloadType::NONE,
+            version: wire::VERSION,
+            exchange: ExchangeType::IKE_SA_INIT,
+            flags: Flags {
+                initiator: true,
+                version: false,
+                response: false,
+            },
+            message_id: 0,
+            length: 0,
+        };
+        self.request = encode_message(header, &payloads).map_err(|error| unsendable(&error))?;
+        cx.out.push_back(datagram(self.path, &self.request));
+        self.backoff = Backoff::start(cx.now, cx.rng);
+        Ok(())
+    }
+
+    pub(super) fn poll_timeout(&self) -> (Instant, Timer) {
+        let retransmit = (self.backoff.due().min(self.started + PATIENCE), Timer::Retransmit);
+        match &self.refused {
+            Some((_, since)) => retransmit.min((*since + REFUSAL_STANDS, Timer::Refused)),
+            None => retransmit,
+        }
+    }
+
+    pub(super) fn handle_timeout(mut self: Box<Self>, cx: &mut Cx<'_>) -> Next {
+        if let Some((cause, since)) = &self.refused
+            && cx.now >= *since + REFUSAL_STANDS
+        {
+            return Err(Failure {
+                stage: Stage::IkeSaInit,
+                cause: cause.clone(),
+            });
+        }
+        if cx.now >= self.started + PATIENCE {
+            let (stage, cause) = match self.refused {
+                Some((cause, _)) => (Stage::IkeSaInit, cause),
+                None => (Stage::Reach, Cause::NoAnswer),
+            };
+            return Err(Failure { stage, cause });
+        }
+        if cx.now >= self.backoff.due() {
+            cx.out.push_back(datagram(self.path, &self.request));
+            self.backoff.again(cx.now, cx.rng);
+        }
+        Ok(State::Init(self))
+    }
+
+    pub(super) fn handle(mut self: Box<Self>, path: Path, message: &[u8], cx: &mut Cx<'_>) -> Next {
+        if path.remote.ip() != self.path.remote.ip() || !message.starts_with(&self.spi.0) {
+            return Ok(State::Init(self));
+        }
+        if message.get(17).is_some_and(|version| version >> 4 == 1) {
+            // The gateway took our SPI for an ISAKMP cookie.
+            self.remember(Cause::Ikev1Only, cx);
+            return Ok(State::Init(self));
+        }
+        match Message::decode(message) {
+            Ok(decoded) => self.handle_decoded(&decoded, message, cx),
+            Err(error) => {
+                self.remember(Cause::from(Broken::from(error)), cx);
+                Ok(State::Init(self))
+            }
+        }
+    }
+
+    fn handle_decoded(mut self: Box<Self>, message: &Message<'_>, raw: &[u8], cx: &mut Cx<'_>) -> Next {
+        let header = message.header;
+        let expected = header.flags.response
+            && !header.flags.initiator
+            && header.exchange == ExchangeType::IKE_SA_INIT
+            && header.message_id == 0;
+        if !expected {
+            return Ok(State::Init(self));
+        }
+        match self.classify(message) {
+            Reply::Cookie(cookie) => {
+                if self.restart() && cookie.len() <= MAX_COOKIE && !cookie.is_empty() {
+                    self.cookie = Some(cookie.to_vec());
+                    self.send(cx).map_err(|cause| Failure {
+                        stage: Stage::IkeSaInit,
+                        cause,
+                    })?;
+                }
+                Ok(State::Init(self))
+            }
+            Reply::OtherMethod(method) => {
+                self.change_method(method, cx)?;
+                Ok(State::Init(self))
+            }
+            Reply::Error(error) => {
+                let cause = match error {
+                    NotifyType::NO_PROPOSAL_CHOSEN => Cause::NoIkeProposal,
+                    NotifyType::INVALID_MAJOR_VERSION => Cause::Ikev1Only,
+                    other => Cause::Refused(other),
+                };
+                self.remember(cause, cx);
+                Ok(State::Init(self))
+            }
+            Reply::Answer => match self.agree(message, raw, cx) {
+                Ok(agreed) => self.go_on(agreed, cx),
+                Err(cause) => {
+                    self.remember(cause, cx);
+                    Ok(State::Init(self))
+                }
+            },
+        }
+    }
+
+    fn classify<'a>(&self, message: &Message<'a>) -> Reply<'a> {
+        let mut error = None;
+        for payload in &message.payloads {
+            let Payload::Notify(notify) = payload else {
+                continue;
+            };
+            match (notify.kind, notify.data) {
+                (NotifyType::COOKIE, cookie) => return Reply::Cookie(cookie),
+                (NotifyType::INVALID_KE_PAYLOAD, &[high, low]) => {
+                    return Reply::OtherMethod(KeMethod(u16::from_be_bytes([high, low])));
+                }
+                (kind, _) if kind.is_error() => error = error.or(Some(kind)),
+                _ => {}
+            }
+        }
+        error.map_or(Reply::Answer, Reply::Error)
+    }
+
+    fn restart(&mut self) -> bool {
+        let more = self.restarts < MAX_RESTARTS;
+        self.restarts = self.restarts.saturating_add(1);
+        more
+    }
+
+    /// Only a method that the same SA payload offers, and another than was sent: everything else is a trick.
+    fn change_method(&mut self, method: KeMethod, cx: &mut Cx<'_>) -> Result<(), Failure> {
+        let proposals = &self.config.profile.ike.proposals;
+        let is_offered = proposals
+            .iter()
+            .any(|proposal| proposal.key_exchanges().any(|offer| offer == method));
+        if method == self.exchange.method() {
+            return Ok(());
+        }
+        if !is_offered {
+            self.remember(Cause::KeyExchangeNotOffered(method.0), cx);
+            return Ok(());
+        }
+        if !self.restart() {
+            return Ok(());
+        }
+        let fail = |cause| Failure {
+            stage: Stage::IkeSaInit,
+            cause,
+        };
+        self.exchange = KeyExchange::generate(method, cx.rng).map_err(|error| {
+            fail(Cause::Credential(format!(
+                "key exchange method {method}: {error}"
+            )))
+        })?;
+        self.send(cx).map_err(fail)
+    }
+
+    /// A forged answer must not end the attempt, so the first refusal is only noted; retransmission goes on.
+    fn remember(&mut self, cause: Cause, cx: &Cx<'_>) {
+        tracing::debug!(?cause, "unauthenticated refusal");
+        self.refused.get_or_insert((cause, cx.now));
+    }
+
+    /// Checks a response completely before anything is changed.
+    fn agree(&self, message: &Message<'_>, raw: &[u8], cx: &Cx<'_>) -> Result<Agreed, Cause> {
+        let broken = |what: &str| Cause::Protocol(format!("IKE_SA_INIT: {what}"));
+        if message.header.responder_spi == IkeSpi::ZERO {
+            return Err(broken("the responder's SPI is zero"));
+        }
+        let (mut sa, mut ke, mut nonce) = (None, None, None);
+        let (mut fragmentation, mut hashes) = (false, None);
+        for payload in &message.payloads {
+            let repeated = match payload {
+                Payload::Sa(proposals) => sa.replace(proposals).is_some(),
+                Payload::Ke(value) => ke.replace(value).is_some(),
+                Payload::Nonce(value) => nonce.replace(*value).is_some(),
+                Payload::Notify(notify) => {
+                    fragmentation |= notify.kind == NotifyType::IKEV2_FRAGMENTATION_SUPPORTED;
+                    if notify.kind == NotifyType::SIGNATURE_HASH_ALGORITHMS {
+                        let pairs = notify.data.chunks_exact(2);
+                        hashes = Some(
+                            pairs
+                                .map(|pair| HashAlgorithm(u16::from_be_bytes([pair[0], pair[1]])))
+                                .collect(),
+                        );
+                    }
+                    false
+                }
+                Payload::Unknown {
+                    critical: true, kind, ..
+                } => {
+                    return Err(broken(&format!("unknown critical payload {kind}")));
+                }
+                _ => false,
+            };
+            if repeated {
+                return Err(broken("a payload is there twice"));
+            }
+        }
+        let (Some(sa), Some(ke), Some(nonce)) = (sa, ke, nonce) else {
+            return Err(broken("SA, KE or Nonce is missing"));
+        };
+        let suite = proposal::select_ike(&self.config.profile.ike.proposals, sa)
+            .map_err(|error: SelectError| broken(&error.to_string()))?;
+        if ke.method != suite.ke || ke.method != self.exchange.method() {
+            return Err(broken("the key exchange is not of the chosen method"));
+        }
+        if nonce == self.nonce {
+            return Err(broken("our own nonce came back"));
+        }
+        let spis = Spis {
+            initiator: self.spi,
+            responder: message.header.responder_spi,
+        };
+        let nonces = Nonces {
+            initiator: self.nonce.to_vec(),
+            responder: nonce.to_vec(),
+        };
+        let shared = self
+            .exchange
+            .agree(ke.data)
+            .map_err(|error| Cause::from(Broken::from(error)))?;
+        let keys = SaKeys::derive(&suite, &shared, &nonces, spis)
+            .map_err(|error| Cause::from(Broken::from(error)))?;
+        let nat = Nat::detect(&message.payloads, spis, self.path.local, self.path.remote);
+        let port = if self.path.remote.port() == IKE_PORT {
+            NAT_T_PORT
+        } else {
+            self.path.remote.port()
+        };
+        let mut path = self.path;
+        path.remote.set_port(port);
+        let fragment_size = (fragmentation && self.config.profile.ike.fragmentation)
+            .then_some(self.config.profile.ike.fragment_size);
+        let mut channel = Channel::new(spis, keys, path, fragment_size, cx.now);
+        if self.backoff.transmissions() == 1 {
+            channel.round_trip = Some(cx.now.since(self.backoff.started()));
+        }
+        let transcript = Transcript {
+            request: self.request.clone(),
+            response: raw.to_vec(),
+            nonces,
+        };
+        Ok(Agreed {
+            channel,
+            transcript,
+            suite,
+            nat,
+            hashes,
+        })
+    }
+
+    fn go_on(self: Box<Self>, agreed: Agreed, cx: &mut Cx<'_>) -> Next {
+        cx.news.push_back(News::Stage(Stage::IkeAuth));
+        Auth::start(self.config, agreed, cx).map(|auth| State::Auth(Box::new(auth)))
+    }
+}
+
+/// What IKE_SA_INIT agreed on.
+pub(super) struct Agreed {
+    pub(super) channel: Channel,
+    pub(super) transcript: Transcript,
+    pub(super) suite: proposal::IkeSuite,
+    pub(super) nat: Nat,
+    /// The hash algorithms that the gateway accepts in signatures, if it speaks RFC 7427.
+    pub(super) hashes: Option<Vec<HashAlgorithm>>,
+}

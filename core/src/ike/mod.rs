@@ -1,0 +1,222 @@
+//! One IKE SA as initiator, and as the gateway's responder once it is established (RFC 7296).
+//!
+//! A state owns exactly what is known in it and is consumed by its own `handle`: [`init::Init`] has no keys,
+//! [`auth::Auth`] has keys but no proof of the gateway, [`established::Established`] can only be made with that
+//! proof in hand.
+
+mod auth;
+mod channel;
+mod child;
+mod established;
+mod init;
+mod keys;
+mod nat;
+mod proof;
+mod window;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+pub(crate) use established::Established;
+
+use crate::command::{Cause, Failure, Path, Stage, Transmit};
+use crate::profile::{Credentials, Profile};
+use crate::rng::Rng;
+use crate::timer::{Instant, Timer, UnixTime};
+use crate::wire::iana::{NotifyType, ProtocolId};
+use crate::wire::{DecodeError, Delete, EncodeError, IkeSpi, Notify, Payload};
+
+/// The port of IKE without the non-ESP marker.
+pub(crate) const IKE_PORT: u16 = 500;
+/// The port of IKE and ESP together (RFC 3948).
+pub(crate) const NAT_T_PORT: u16 = 4500;
+
+/// What a state may use besides its own.
+pub(crate) struct Cx<'a> {
+    pub(crate) now: Instant,
+    pub(crate) unix: UnixTime,
+    pub(crate) rng: &'a mut Rng,
+    pub(crate) out: &'a mut VecDeque<Transmit>,
+    pub(crate) news: &'a mut VecDeque<News>,
+}
+
+/// What an SA tells its owner.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The attempt has come this far.
+    Stage(Stage),
+    /// The gateway is proven, and the SA with its first child is up.
+    Up,
+    /// The SA is gone, and why.
+    Failed(Failure),
+    /// The SA is gone because we ended it.
+    Closed,
+}
+
+/// What the user configured and keeps secret.
+pub(crate) struct SaConfig {
+    pub(crate) profile: Profile,
+    pub(crate) credentials: Credentials,
+}
+
+/// How a state goes on.
+type Next = Result<State, Failure>;
+
+enum State {
+    Init(Box<init::Init>),
+    Auth(Box<auth::Auth>),
+    Established(Box<Established>),
+    Closing(Box<established::Closing>),
+    Dead,
+}
+
+/// One IKE SA.
+pub(crate) struct IkeSa(State);
+
+impl IkeSa {
+    /// Sends IKE_SA_INIT along `path`.
+    pub(crate) fn start(config: Arc<SaConfig>, path: Path, cx: &mut Cx<'_>) -> Result<Self, Failure> {
+        init::Init::start(config, path, cx).map(|init| Self(State::Init(Box::new(init))))
+    }
+
+    /// The SPI that we chose: what tells this SA from others.
+    pub(crate) fn spi(&self) -> Option<IkeSpi> {
+        match &self.0 {
+            State::Init(init) => Some(init.spi),
+            State::Auth(auth) => Some(auth.channel.spis.initiator),
+            State::Established(established) => Some(established.channel.spis.initiator),
+            State::Closing(closing) => Some(closing.channel.spis.initiator),
+            State::Dead => None,
+        }
+    }
+
+    /// The gateway has answered IKE_SA_INIT.
+    pub(crate) fn is_past_init(&self) -> bool {
+        !matches!(self.0, State::Init(_))
+    }
+
+    /// The refusal that this SA would fail with if nothing better comes.
+    pub(crate) fn refusal(&self) -> Option<&Cause> {
+        match &self.0 {
+            State::Init(init) => init.refusal(),
+            State::Auth(_) | State::Established(_) | State::Closing(_) | State::Dead => None,
+        }
+    }
+
+    pub(crate) fn established(&self) -> Option<&Established> {
+        match &self.0 {
+            State::Established(established) => Some(established),
+            State::Init(_) | State::Auth(_) | State::Closing(_) | State::Dead => None,
+        }
+    }
+
+    pub(crate) fn established_mut(&mut self) -> Option<&mut Established> {
+        match &mut self.0 {
+            State::Established(established) => Some(established),
+            State::Init(_) | State::Auth(_) | State::Closing(_) | State::Dead => None,
+        }
+    }
+
+    /// An IKE message, without the non-ESP marker.
+    pub(crate) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) {
+        self.step(cx, |state, cx| match state {
+            State::Init(init) => init.handle(path, message, cx),
+            State::Auth(auth) => auth.handle(message, cx),
+            State::Established(established) => established.handle(message, cx),
+            State::Closing(closing) => closing.handle(message, cx),
+            State::Dead => Ok(State::Dead),
+        });
+    }
+
+    pub(crate) fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
+        self.step(cx, |state, cx| match state {
+            State::Init(init) => init.handle_timeout(cx),
+            State::Auth(auth) => auth.handle_timeout(cx),
+            State::Established(established) => established.handle_timeout(cx),
+            State::Closing(closing) => closing.handle_timeout(cx),
+            State::Dead => Ok(State::Dead),
+        });
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        match &self.0 {
+            State::Init(init) => Some(init.poll_timeout()),
+            State::Auth(auth) => auth.poll_timeout(),
+            State::Established(established) => established.poll_timeout(),
+            State::Closing(closing) => Some(closing.poll_timeout()),
+            State::Dead => None,
+        }
+    }
+
+    /// Ends the SA and tells the gateway, if it has one to end.
+    pub(crate) fn close(&mut self, cx: &mut Cx<'_>) {
+        self.step(cx, |state, cx| match state {
+            State::Auth(mut auth) => {
+                auth.abandon(cx);
+                cx.news.push_back(News::Closed);
+                Ok(State::Dead)
+            }
+            State::Established(established) => Ok(established.close(cx)),
+            State::Closing(closing) => Ok(State::Closing(closing)),
+            State::Init(_) | State::Dead => {
+                cx.news.push_back(News::Closed);
+                Ok(State::Dead)
+            }
+        });
+    }
+
+    fn step(&mut self, cx: &mut Cx<'_>, go: impl FnOnce(State, &mut Cx<'_>) -> Next) {
+        self.0 = go(std::mem::replace(&mut self.0, State::Dead), cx).unwrap_or_else(|failure| {
+            cx.news.push_back(News::Failed(failure));
+            State::Dead
+        });
+    }
+}
+
+/// A message as the UDP payload that `path` calls for: on any port but 500 the non-ESP marker tells IKE from ESP
+/// (RFC 3948, section 2.2).
+fn datagram(path: Path, message: &[u8]) -> Transmit {
+    let marker: &[u8] = if path.remote.port() == IKE_PORT {
+        &[]
+    } else {
+        &[0; 4]
+    };
+    Transmit {
+        path,
+        payload: [marker, message].concat().into(),
+    }
+}
+
+/// A notify without protocol and SPI.
+fn notify(kind: NotifyType, data: &[u8]) -> Payload<'_> {
+    Payload::Notify(Notify::new(kind, data))
+}
+
+/// The end of the IKE SA itself (RFC 7296, section 3.11).
+const fn delete_ike<'a>() -> Payload<'a> {
+    Payload::Delete(Delete {
+        protocol: ProtocolId::IKE,
+        spis: Vec::new(),
+    })
+}
+
+/// A rule of the protocol that the gateway's message broke, in words.
+#[derive(Debug, PartialEq, Eq)]
+struct Broken(String);
+
+impl From<DecodeError> for Broken {
+    fn from(error: DecodeError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<Broken> for Cause {
+    fn from(broken: Broken) -> Self {
+        Self::Protocol(broken.0)
+    }
+}
+
+/// Encoding fails only for what the profile made too long.
+fn unsendable(error: &EncodeError) -> Cause {
+    Cause::Credential(format!("our message cannot be encoded: {error}"))
+}

@@ -1,0 +1,288 @@
+//! The AUTH payload: what is signed, our proof, and the gateway's (RFC 7296, section 2.15; RFC 7427).
+
+use super::SaConfig;
+use super::init::SIGNATURE_HASHES;
+use super::keys::{Nonces, SaKeys};
+use crate::command::Cause;
+use crate::crypto::{Prf, Secret, constant_time_eq};
+use crate::eap::Msk;
+use crate::pki::{self, Certificate, KeyKind, SignatureEncoding, SignatureScheme};
+use crate::profile::{AuthKind, Identity};
+use crate::timer::UnixTime;
+use crate::wire::iana::{AuthMethod, CertEncoding, HashAlgorithm};
+use crate::wire::{Auth, Cert, Id, Payload};
+
+/// The gateway holds the key of the identity that the profile demands. Only a checked AUTH payload makes one, and
+/// no EAP method and no established SA can be made without it.
+#[derive(Debug)]
+pub(super) struct PeerVerified(());
+
+/// What AUTH payloads are computed over besides the identity.
+pub(super) struct Transcript {
+    /// RealMessage1: our last IKE_SA_INIT request.
+    pub(super) request: Vec<u8>,
+    /// RealMessage2: the gateway's response to it.
+    pub(super) response: Vec<u8>,
+    pub(super) nonces: Nonces,
+}
+
+impl Transcript {
+    /// `RealMessage1 | Nr | prf(SK_pi, IDi')`.
+    pub(super) fn initiator_octets(&self, keys: &SaKeys, id: &[u8]) -> Vec<u8> {
+        let mac = keys.prf.compute(keys.proof_initiator.as_bytes(), &[id]);
+        [&self.request, &self.nonces.responder, mac.as_bytes()].concat()
+    }
+
+    /// `RealMessage2 | Ni | prf(SK_pr, IDr')`.
+    pub(super) fn responder_octets(&self, keys: &SaKeys, id: &[u8]) -> Vec<u8> {
+        let mac = keys.prf.compute(keys.proof_responder.as_bytes(), &[id]);
+        [&self.response, &self.nonces.initiator, mac.as_bytes()].concat()
+    }
+}
+
+/// `prf(prf(secret, "Key Pad for IKEv2"), octets)`: the AUTH of a pre-shared key, or of an EAP method's MSK.
+pub(super) fn shared_key_mic(prf: Prf, secret: &[u8], octets: &[u8]) -> Secret {
+    let key = prf.compute(secret, &[b"Key Pad for IKEv2"]);
+    prf.compute(key.as_bytes(), &[octets])
+}
+
+/// Our AUTH with the private key of our certificate: method and data. Gateways with RFC 7427 get a Digital
+/// Signature with a hash of their list, others the older method of the key's kind.
+pub(super) fn sign(
+    config: &SaConfig,
+    peer_hashes: Option<&[HashAlgorithm]>,
+    octets: &[u8],
+) -> Result<(AuthMethod, Vec<u8>), Cause> {
+    let refused = |why: String| Cause::Credential(why);
+    let key = config
+        .credentials
+        .key
+        .as_ref()
+        .ok_or_else(|| refused("the profile has no private key for certificate authentication".into()))?;
+    let sign = |scheme, encoding| {
+        key.sign(scheme, octets, encoding)
+            .map_err(|error| Cause::Credential(format!("the private key cannot sign: {error}")))
+    };
+    if let Some(hashes) = peer_hashes {
+        let scheme = key.choose_scheme(hashes).ok_or_else(|| {
+            refused("the gateway accepts no hash algorithm that our private key can sign with".into())
+        })?;
+        let signature = sign(scheme, SignatureEncoding::Der)?;
+        let identifier = scheme.algorithm_identifier();
+        let length = u8::try_from(identifier.len()).unwrap_or(u8::MAX);
+        return Ok((
+            AuthMethod::DIGITAL_SIGNATURE,
+            [&[length], identifier, &signature].concat(),
+        ));
+    }
+    let (method, scheme) = match key.kind() {
+        KeyKind::EcP256 => (AuthMethod::ECDSA_P256_SHA256, SignatureScheme::EcdsaSha2_256),
+        KeyKind::EcP384 => (AuthMethod::ECDSA_P384_SHA384, SignatureScheme::EcdsaSha2_384),
+        KeyKind::EcP521 => (AuthMethod::ECDSA_P521_SHA512, SignatureScheme::EcdsaSha2_512),
+        KeyKind::Rsa { .. } if config.profile.gateway.allow_sha1_auth => {
+            (AuthMethod::RSA_SIGNATURE, SignatureScheme::RsaPkcs1Sha1)
+        }
+        KeyKind::Rsa { .. } => {
+            return Err(refused(
+                "the gateway does not know RFC 7427 signatures, and without them an RSA key signs with SHA-1, which \
+                 the profile does not allow"
+                    .into(),
+            ));
+        }
+        kind @ (KeyKind::Ed25519 | KeyKind::Unsupported) => {
+            return Err(refused(format!(
+                "the gateway does not know RFC 7427 signatures, and without them no key of kind {kind} can be used"
+            )));
+        }
+    };
+    Ok((method, sign(scheme, SignatureEncoding::Raw)?))
+}
+
+/// Checks the gateway's first AUTH: its certificates, its name, its signature; or the pre-shared key.
+pub(super) fn verify_gateway(
+    config: &SaConfig,
+    payloads: &[Payload<'_>],
+    transcript: &Transcript,
+    keys: &SaKeys,
+    peer_has_hashes: bool,
+    now: UnixTime,
+) -> Result<(PeerVerified, Proven), Cause> {
+    let (mut id, mut auth, mut chain) = (None, None, Vec::new());
+    for payload in payloads {
+        let repeated = match payload {
+            Payload::IdResponder(value) => id.replace(value).is_some(),
+            Payload::Auth(value) => auth.replace(value).is_some(),
+            Payload::Cert(Cert {
+                encoding: CertEncoding::X509_SIGNATURE,
+                data,
+            }) => {
+                chain.push(Certificate::from_der(data).map_err(Cause::Certificate)?);
+                false
+            }
+            _ => false,
+        };
+        if repeated {
+            return Err(Cause::Protocol("IKE_AUTH: IDr or AUTH is there twice".into()));
+        }
+    }
+    let (Some(id), Some(auth)) = (id, auth) else {
+        return Err(Cause::GatewayUnproven);
+    };
+    let octets = transcript.responder_octets(keys, &id.body());
+    let received = Identity::from_wire(id.kind, id.data);
+    if config.profile.auth.method == AuthKind::Psk {
+        return verify_psk(config, id, received.as_ref(), auth, &octets, keys.prf);
+    }
+    let gateway = &config.profile.gateway;
+    if auth.method == AuthMethod::SHARED_KEY_MIC {
+        // A password never stands in for the certificate: method confusion.
+        return Err(Cause::AuthMethodNotAllowed(auth.method));
+    }
+    let peer = pki::verify_gateway(
+        &chain,
+        &gateway.anchors.certificates,
+        gateway.pin.as_ref(),
+        &gateway.identity,
+        received.as_ref(),
+        now,
+    )
+    .map_err(Cause::Certificate)?;
+    verify_signature(
+        peer.certificate(),
+        auth,
+        &octets,
+        peer_has_hashes,
+        gateway.allow_sha1_auth,
+    )?;
+    let identity = received.map_or_else(|| gateway.identity.to_string(), |identity| identity.to_string());
+    Ok((
+        PeerVerified(()),
+        Proven {
+            identity,
+            id_body: id.body(),
+        },
+    ))
+}
+
+/// Who the gateway proved to be.
+pub(super) struct Proven {
+    /// For the user.
+    pub(super) identity: String,
+    /// IDr as received: the last AUTH of an EAP exchange covers it again.
+    pub(super) id_body: Vec<u8>,
+}
+
+fn verify_psk(
+    config: &SaConfig,
+    id: &Id<'_>,
+    received: Option<&Identity>,
+    auth: &Auth<'_>,
+    octets: &[u8],
+    prf: Prf,
+) -> Result<(PeerVerified, Proven), Cause> {
+    let expected = &config.profile.gateway.identity;
+    if !received.is_some_and(|received| received.matches(expected)) {
+        let received = received.map_or_else(
+            || format!("{} of {} octets", id.kind, id.data.len()),
+            ToString::to_string,
+        );
+        return Err(Cause::IdentityMismatch {
+            expected: expected.to_string(),
+            received,
+        });
+    }
+    if auth.method != AuthMethod::SHARED_KEY_MIC {
+        return Err(Cause::AuthMethodNotAllowed(auth.method));
+    }
+    let psk = config
+        .credentials
+        .psk
+        .as_ref()
+        .ok_or_else(|| Cause::Credential("the profile has no pre-shared key".into()))?;
+    if !constant_time_eq(shared_key_mic(prf, psk.as_bytes(), octets).as_bytes(), auth.data) {
+        return Err(Cause::GatewayAuthInvalid(auth.method));
+    }
+    Ok((
+        PeerVerified(()),
+        Proven {
+            identity: expected.to_string(),
+            id_body: id.body(),
+        },
+    ))
+}
+
+fn verify_signature(
+    certificate: &Certificate,
+    auth: &Auth<'_>,
+    octets: &[u8],
+    peer_has_hashes: bool,
+    allow_sha1: bool,
+) -> Result<(), Cause> {
+    let not_allowed = || Cause::AuthMethodNotAllowed(auth.method);
+    let check = |scheme, signature, encoding| {
+        pki::verify_signature(certificate, scheme, octets, signature, encoding)
+            .map_err(|_| Cause::GatewayAuthInvalid(auth.method))
+    };
+    match auth.method {
+        // RFC 7427, section 3: only after both sides said which hashes they know.
+        AuthMethod::DIGITAL_SIGNATURE if peer_has_hashes => {
+            let (&length, rest) = auth.data.split_first().ok_or_else(not_allowed)?;
+            let (identifier, signature) = rest.split_at_checked(length.into()).ok_or_else(not_allowed)?;
+            let scheme = SignatureScheme::from_algorithm_identifier(identifier).ok_or_else(not_allowed)?;
+            if !SIGNATURE_HASHES.contains(&scheme.hash()) {
+                return Err(not_allowed());
+            }
+            check(scheme, signature, SignatureEncoding::Der)
+        }
+        AuthMethod::RSA_SIGNATURE => {
+            let schemes = [
+                SignatureScheme::RsaPkcs1Sha2_256,
+                SignatureScheme::RsaPkcs1Sha2_384,
+                SignatureScheme::RsaPkcs1Sha2_512,
+            ];
+            if schemes
+                .iter()
+                .any(|scheme| check(*scheme, auth.data, SignatureEncoding::Raw).is_ok())
+            {
+                return Ok(());
+            }
+            let sha1 = check(SignatureScheme::RsaPkcs1Sha1, auth.data, SignatureEncoding::Raw);
+            if sha1.is_ok() && !allow_sha1 {
+                Err(not_allowed())
+            } else {
+                sha1
+            }
+        }
+        // RFC 4754, section 3: each method fixes curve and hash.
+        method => {
+            let scheme = match (method, certificate.key_kind()) {
+                (AuthMethod::ECDSA_P256_SHA256, KeyKind::EcP256) => SignatureScheme::EcdsaSha2_256,
+                (AuthMethod::ECDSA_P384_SHA384, KeyKind::EcP384) => SignatureScheme::EcdsaSha2_384,
+                (AuthMethod::ECDSA_P521_SHA512, KeyKind::EcP521) => SignatureScheme::EcdsaSha2_512,
+                _ => return Err(not_allowed()),
+            };
+            check(scheme, auth.data, SignatureEncoding::Raw)
+        }
+    }
+}
+
+/// Checks the gateway's AUTH after EAP, made with the method's MSK.
+pub(super) fn verify_msk(
+    proven: &Proven,
+    auth: &Auth<'_>,
+    transcript: &Transcript,
+    keys: &SaKeys,
+    msk: &Msk,
+) -> Result<(), Cause> {
+    if auth.method != AuthMethod::SHARED_KEY_MIC {
+        return Err(Cause::AuthMethodNotAllowed(auth.method));
+    }
+    let octets = transcript.responder_octets(keys, &proven.id_body);
+    if !constant_time_eq(
+        shared_key_mic(keys.prf, msk.as_bytes(), &octets).as_bytes(),
+        auth.data,
+    ) {
+        return Err(Cause::GatewayAuthInvalid(auth.method));
+    }
+    Ok(())
+}
