@@ -21,6 +21,8 @@ mod reader;
 mod reassembly;
 mod sa;
 mod sealed;
+#[cfg(test)]
+mod tests;
 mod ts;
 
 use std::fmt;

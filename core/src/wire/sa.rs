@@ -192,21 +192,21 @@ fn decode_transform(mut reader: Reader<'_>) -> Result<Transform, DecodeError> {
             return Err(reader.error(DecodeErrorKind::TooMany));
         }
         let kind = reader.u16()?;
-        let value = if kind & TYPE_VALUE != 0 {
-            AttributeValue::Short(reader.u16()?)
-        } else {
-            let len = reader.u16()?;
-            AttributeValue::Long(reader.take(usize::from(len))?.to_vec())
-        };
-        match value {
-            AttributeValue::Short(bits) if kind == KEY_LENGTH && transform.key_bits.is_none() => {
-                transform.key_bits = Some(bits);
-            }
-            value => transform.attributes.push(Attribute {
-                kind: kind & !TYPE_VALUE,
-                value,
-            }),
+        let is_short = kind & TYPE_VALUE != 0;
+        let number = reader.u16()?;
+        if kind == KEY_LENGTH && transform.key_bits.is_none() {
+            transform.key_bits = Some(number);
+            continue;
         }
+        let value = if is_short {
+            AttributeValue::Short(number)
+        } else {
+            AttributeValue::Long(reader.take(usize::from(number))?.to_vec())
+        };
+        transform.attributes.push(Attribute {
+            kind: kind & !TYPE_VALUE,
+            value,
+        });
     }
     Ok(transform)
 }

@@ -74,14 +74,15 @@ pub struct OpenedBody<'a> {
 /// # Errors
 /// [`OpenError`]; unless it is [`OpenError::Padding`], the message may come from anybody and must change nothing.
 pub fn open_sealed<'a>(message: &'a mut [u8], key: &PacketKey) -> Result<OpenedBody<'a>, OpenError> {
-    let (header, sealed) = {
-        let Message { header, mut payloads } = Message::decode(message)?;
-        (header, payloads.pop().map(|payload| sealed_place(&payload)))
+    let (header, place) = {
+        let Message { header, payloads } = Message::decode(message)?;
+        (header, payloads.last().and_then(Place::of))
     };
-    let Some(Some((Sealed { first, offset }, fragment, head))) = sealed else {
-        return Err(OpenError::NotSealed);
-    };
-    let start = offset.saturating_add(head);
+    let Place {
+        first,
+        start,
+        fragment,
+    } = place.ok_or(OpenError::NotSealed)?;
     let Some((covered, sealed)) = message.split_at_mut_checked(start) else {
         return Err(OpenError::Crypto(CryptoError::Length));
     };
@@ -103,27 +104,37 @@ pub fn open_sealed<'a>(message: &'a mut [u8], key: &PacketKey) -> Result<OpenedB
     })
 }
 
-/// Where SK or SKF stands, which fragment it is, and how long its header is.
-const fn sealed_place(payload: &Payload<'_>) -> Option<(Sealed, Option<(u16, u16)>, usize)> {
-    if let Payload::Sealed(sealed) = payload {
-        Some((*sealed, None, SK_HEADER))
-    } else if let Payload::Fragment(Fragment {
-        first,
-        number,
-        total,
-        offset,
-    }) = payload
-    {
-        Some((
-            Sealed {
-                first: *first,
-                offset: *offset,
-            },
-            Some((*number, *total)),
-            SKF_HEADER,
-        ))
-    } else {
-        None
+/// Where the sealed octets of a message begin, and what is known about them.
+#[derive(Clone, Copy)]
+struct Place {
+    first: PayloadType,
+    start: usize,
+    fragment: Option<(u16, u16)>,
+}
+
+impl Place {
+    const fn of(payload: &Payload<'_>) -> Option<Self> {
+        if let Payload::Sealed(Sealed { first, offset }) = *payload {
+            Some(Self {
+                first,
+                start: offset.saturating_add(SK_HEADER),
+                fragment: None,
+            })
+        } else if let Payload::Fragment(Fragment {
+            first,
+            number,
+            total,
+            offset,
+        }) = *payload
+        {
+            Some(Self {
+                first,
+                start: offset.saturating_add(SKF_HEADER),
+                fragment: Some((number, total)),
+            })
+        } else {
+            None
+        }
     }
 }
 
