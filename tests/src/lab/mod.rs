@@ -153,18 +153,7 @@ impl Lab {
 
     /// The client's whole network state as text: rules, routes, addresses, devices, firewall, name resolution.
     pub fn snapshot(&self) -> String {
-        let script = "
-            for family in -4 -6; do
-              ip $family rule
-              ip $family route show table all
-              ip $family -o address | sed 's/valid_lft.*//'
-            done
-            ip -o link | sed 's/ qlen .*//'
-            nft list ruleset 2>/dev/null
-            stat -c '%F %a %u %g' /etc/resolv.conf
-            cat /etc/resolv.conf
-            cat /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv4/conf/*/src_valid_mark";
-        self.must("cli", &["sh", "-c", script])
+        self.must("cli", &[concat!(env!("CARGO_MANIFEST_DIR"), "/netns/snapshot")])
     }
 
     /// What the gateway's strongSwan says about its SAs.

@@ -37,7 +37,18 @@ pub enum Frame {
 impl Capture {
     pub(super) fn start(mut command: Command, interface: &str, path: PathBuf) -> Self {
         let mut tcpdump = command
-            .args(["-i", interface, "-n", "-U", "-Z", "root", "-s", "0", "-w"])
+            .args([
+                "-i",
+                interface,
+                "-n",
+                "-U",
+                "--immediate-mode",
+                "-Z",
+                "root",
+                "-s",
+                "0",
+                "-w",
+            ])
             .arg(&path)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
