@@ -48,10 +48,14 @@ impl KeyExchange {
     /// # Errors
     /// [`CryptoError::Unsupported`] when Peregrine does not have the method.
     pub fn generate(method: KeMethod, rng: &mut Rng) -> Result<Self, CryptoError> {
+        Self::draw(method, |octets| rng.fill(octets))
+    }
+
+    fn draw(method: KeMethod, mut fill: impl FnMut(&mut [u8])) -> Result<Self, CryptoError> {
         let group = Group::of(method).ok_or(CryptoError::Unsupported)?;
         loop {
             let mut octets = Zeroizing::new(vec![0; group.private_len()]);
-            rng.fill(&mut octets);
+            fill(&mut octets);
             if let (Group::Ecp521, Some(first)) = (group, octets.first_mut()) {
                 *first &= 0x01;
             }

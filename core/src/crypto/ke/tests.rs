@@ -535,6 +535,18 @@ fn ecp_takes_only_scalars_below_the_order() {
     assert_eq!(outcome(&below), None);
 }
 
+/// FIPS 186-5, A.2.2: what is zero or not below the order is drawn again, not reduced.
+#[test]
+fn ecp_draws_again_what_is_no_scalar() {
+    for method in [KeMethod::ECP_256, KeMethod::ECP_384, KeMethod::ECP_521] {
+        let mut draws = [0xff, 0x00, 0x01].into_iter();
+        let drawn = KeyExchange::draw(method, |octets| octets.fill(draws.next().unwrap())).unwrap();
+        assert_eq!(draws.next(), None, "{method}");
+        let expected = vec![0x01; drawn.private.len()];
+        assert_eq!(drawn.public(), exchange(method, &expected).public(), "{method}");
+    }
+}
+
 /// The points of small order of Curve25519 and its twist, canonical or not (RFC 7748, section 6.1; RFC 8031, section 2).
 #[test]
 fn x25519_refuses_points_of_small_order() {
