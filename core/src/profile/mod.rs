@@ -1,6 +1,12 @@
 //! What the user configured, already parsed.
 
 mod identity;
+mod parse;
+mod reader;
+mod report;
+#[cfg(test)]
+mod tests;
+mod value;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,6 +19,8 @@ use crate::pki::{Certificate, PrivateKey};
 use crate::proposal::{EspProposal, IkeProposal};
 
 pub use identity::{Identity, IdentityError};
+pub use parse::{FileRef, MissingSecret, Parsed, Source, WEAK_PSK_WARNING, is_weak_psk, parse};
+pub use report::{ProfileError, ProfileErrors, Remark, Report, Setting};
 
 /// One connection: which gateway, who we are, what goes through.
 #[derive(Clone, Debug)]
@@ -57,6 +65,15 @@ pub enum Host {
     Name(String),
     /// An address.
     Address(IpAddr),
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
 }
 
 /// Certification authorities.

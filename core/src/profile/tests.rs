@@ -1,0 +1,450 @@
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::*;
+use crate::timer::UnixTime;
+use crate::wire::iana::KeMethod;
+
+/// Files in memory, passphrases from a list.
+#[derive(Default)]
+struct Memory {
+    files: BTreeMap<String, Vec<u8>>,
+    passphrases: VecDeque<&'static str>,
+    asked: Vec<(String, u32)>,
+}
+
+impl Source for Memory {
+    fn load(&mut self, file: &FileRef) -> Result<Vec<u8>, String> {
+        self.files
+            .get(&file.path)
+            .cloned()
+            .ok_or_else(|| "there is no such file".to_owned())
+    }
+
+    fn passphrase(&mut self, what: &str, attempt: u32) -> Option<Secret> {
+        self.asked.push((what.to_owned(), attempt));
+        self.passphrases
+            .pop_front()
+            .map(|text| Secret::new(text.as_bytes().to_vec()))
+    }
+
+    fn system_anchors(&mut self) -> Result<Vec<Certificate>, String> {
+        Ok(Vec::new())
+    }
+}
+
+fn now() -> UnixTime {
+    UnixTime(Duration::from_secs(1_795_228_800))
+}
+
+fn read(text: &str) -> Result<Parsed, ProfileErrors> {
+    parse(text, "office.toml", &mut Memory::default(), now())
+}
+
+fn errors(text: &str) -> Vec<String> {
+    read(text)
+        .unwrap_err()
+        .to_string()
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+const SMALL: &str = "\
+[gateway]
+address = \"vpn.example.org\"
+[auth]
+method = \"eap-mschapv2\"
+username = \"alice\"
+";
+
+fn with(addition: &str) -> String {
+    format!("{SMALL}{addition}")
+}
+
+fn keys(settings: &[Setting]) -> Vec<&str> {
+    settings.iter().map(|setting| setting.key.as_str()).collect()
+}
+
+fn remarks(remarks: &[Remark]) -> Vec<String> {
+    remarks
+        .iter()
+        .map(|r| format!("{}: {}: {}", r.line.unwrap_or(0), r.key, r.message))
+        .collect()
+}
+
+#[test]
+fn a_small_profile_gets_the_documented_defaults() {
+    let parsed = read(SMALL).unwrap();
+    let profile = &parsed.profile;
+    assert_eq!(profile.name, "vpn.example.org");
+    assert_eq!(profile.gateway.host, Host::Name("vpn.example.org".into()));
+    assert_eq!((profile.gateway.port, profile.gateway.send_idr), (500, true));
+    assert_eq!(profile.gateway.identity, Identity::Fqdn("vpn.example.org".into()));
+    assert!(profile.gateway.anchors.system && !profile.gateway.allow_sha1_auth);
+    assert_eq!(profile.auth.method, AuthKind::EapMsChapV2);
+    assert_eq!(profile.auth.username.as_deref(), Some("alice"));
+    assert_eq!(profile.ike.proposals, crate::proposal::default_ike());
+    assert_eq!(profile.ike.rekey, Duration::from_secs(4 * 3600));
+    assert_eq!(profile.ike.dpd, Duration::from_secs(30));
+    assert!(profile.ike.mobike && profile.ike.fragmentation && !profile.ike.initial_contact);
+    assert_eq!(profile.ike.fragment_size, 1280);
+    assert_eq!(profile.child.proposals, crate::proposal::default_esp());
+    assert_eq!(
+        profile.child.remote_ts,
+        ["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()]
+    );
+    assert!(profile.child.accept_narrowing && profile.child.exclude.is_empty());
+    assert_eq!(profile.child.rekey, Duration::from_secs(3600));
+    assert_eq!(
+        (&profile.network.dns, profile.network.mtu),
+        (&DnsPolicy::Gateway, None)
+    );
+    assert_eq!(parsed.missing_secret(), Some(MissingSecret::Password));
+    let report = parsed.report;
+    assert_eq!(
+        keys(&report.used),
+        ["gateway.address", "auth.method", "auth.username"]
+    );
+    assert_eq!(report.used[0].line, Some(2));
+    assert!(report.warnings.is_empty() && report.not_used.is_empty());
+    let switch = report
+        .defaulted
+        .iter()
+        .find(|s| s.key == "network.kill_switch")
+        .unwrap();
+    assert!(switch.value.contains("not blocked"), "{}", switch.value);
+}
+
+#[test]
+fn every_key_has_its_effect() {
+    let text = r#"
+        name = "Büro"
+        [gateway]
+        address = "bücher.example"
+        port = 4500
+        identity = "C=CH, CN=gateway"
+        send_idr = false
+        allow_sha1_auth = true
+        [auth]
+        method = "eap-mschapv2"
+        identity = "alice@example.org"
+        eap_identity = "anonymous@example.org"
+        username = "alice"
+        password = "correct horse"
+        [ike]
+        proposals = ["aes256gcm16-prfsha384-x25519", "aes256-sha1-modp1024"]
+        rekey = "2h"
+        mobike = false
+        fragmentation = false
+        fragment_size = 576
+        dpd = "1m"
+        initial_contact = true
+        [child]
+        proposals = "aes128gcm16-ecp256-esn"
+        remote_ts = ["10.0.0.0/8", "192.0.2.1"]
+        exclude = ["10.9.0.0/16"]
+        accept_narrowing = true
+        rekey = "30m"
+        [network]
+        kill_switch = false
+        allow_lan = false
+        dns = ["10.0.0.53", "fd00::53"]
+        domains = ["Example.org."]
+        mtu = 1400
+        tcp_fallback = true
+    "#;
+    let Parsed {
+        profile,
+        credentials,
+        report,
+    } = read(text).unwrap();
+    assert_eq!(profile.name, "Büro");
+    assert_eq!(profile.gateway.host, Host::Name("xn--bcher-kva.example".into()));
+    assert_eq!((profile.gateway.port, profile.gateway.send_idr), (4500, false));
+    assert!(matches!(profile.gateway.identity, Identity::Dn(_)) && profile.gateway.allow_sha1_auth);
+    assert_eq!(
+        profile.auth.identity,
+        Some(Identity::Rfc822("alice@example.org".into()))
+    );
+    assert_eq!(
+        profile.auth.eap_identity.as_deref(),
+        Some("anonymous@example.org")
+    );
+    assert_eq!(credentials.password.unwrap().as_bytes(), b"correct horse");
+    assert_eq!(profile.ike.proposals.len(), 2);
+    assert_eq!(profile.ike.rekey, Duration::from_secs(7200));
+    assert!(!profile.ike.mobike && !profile.ike.fragmentation && profile.ike.initial_contact);
+    assert_eq!(
+        (profile.ike.fragment_size, profile.ike.dpd),
+        (576, Duration::from_secs(60))
+    );
+    assert_eq!(profile.child.proposals[0].key_exchanges, [KeMethod::ECP_256]);
+    assert_eq!(
+        profile.child.remote_ts,
+        ["10.0.0.0/8".parse().unwrap(), "192.0.2.1/32".parse().unwrap()]
+    );
+    assert_eq!(
+        profile
+            .child
+            .exclude
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["10.9.0.0/16"]
+    );
+    assert!(profile.child.accept_narrowing);
+    assert_eq!(profile.child.rekey, Duration::from_secs(1800));
+    let servers = ["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()];
+    assert_eq!(profile.network.dns, DnsPolicy::Servers(servers.to_vec()));
+    assert_eq!(
+        (profile.network.domains, profile.network.mtu),
+        (vec!["example.org".to_owned()], Some(1400))
+    );
+
+    let warnings = remarks(&report.warnings).join("\n");
+    for wanted in [
+        "allow_sha1_auth",
+        "auth.password",
+        "ike.proposals: modp1024, prfsha1, sha1 is outdated",
+    ] {
+        assert!(warnings.contains(wanted), "{wanted}\n{warnings}");
+    }
+    let idle: Vec<&str> = report.not_used.iter().map(|remark| remark.key.as_str()).collect();
+    assert_eq!(
+        idle,
+        [
+            "ike.rekey",
+            "child.rekey",
+            "network.allow_lan",
+            "network.tcp_fallback"
+        ]
+    );
+    // Nothing is both used and without use to the reader, and no secret is told.
+    assert!(
+        report
+            .used
+            .iter()
+            .any(|s| s.key == "auth.password" && s.value == "(hidden)")
+    );
+    assert!(!format!("{report:?}").contains("horse"));
+}
+
+#[test]
+fn addresses_are_identities_of_their_own_kind() {
+    let text = SMALL.replace("vpn.example.org", "[2001:db8::1]");
+    let gateway = read(&text).unwrap().profile.gateway;
+    assert_eq!(gateway.host, Host::Address("2001:db8::1".parse().unwrap()));
+    assert_eq!(
+        gateway.identity,
+        Identity::Address("2001:db8::1".parse().unwrap())
+    );
+}
+
+#[test]
+fn unknown_keys_are_named_with_place_and_suggestion() {
+    let text =
+        "nam = \"x\"\n[gatway]\n".to_owned() + &SMALL.replace("[auth]", "adress = \"x\"\n  mtu = 5\n[auth]");
+    assert_eq!(
+        errors(&text),
+        [
+            "office.toml:1:1: nam: unknown key; did you mean `name`?",
+            "office.toml:2:2: gatway: unknown key; did you mean `gateway`?",
+            "office.toml:5:1: gateway.adress: unknown key; did you mean `address`?",
+            "office.toml:6:3: gateway.mtu: unknown key; `mtu` belongs in [network]",
+        ]
+    );
+    let error = &errors(&with("[ike]\nzebra = 1\n"))[0];
+    assert!(
+        error.contains("ike.zebra: unknown key; known here are dpd, fragment"),
+        "{error}"
+    );
+    assert!(errors(&with("[ike]\nname = \"x\"\n"))[0].contains("`name` belongs at the top"));
+}
+
+#[test]
+fn everything_wrong_is_told_at_once_in_the_order_of_the_file() {
+    let text = "\
+[gateway]
+address = \"https://vpn.example.org\"
+port = 70000
+[auth]
+method = \"eap-tsl\"
+[ike]
+proposals = [\"aes256gcm16-prfsha384-x25519\", \"aes256gcm16-prfsha385-x25519\"]
+dpd = \"1s\"
+[child]
+remote_ts = [\"10.0.0.1/8\"]
+[network]
+mtu = 1000
+dns = [\"ns.example.org\"]
+";
+    assert_eq!(
+        errors(text),
+        [
+            "office.toml:2:11: gateway.address: `https://vpn.example.org` is a link; write the host name or IP \
+             address alone",
+            "office.toml:3:8: gateway.port: must be a number from 1 to 65535",
+            "office.toml:5:10: auth.method: `eap-tsl` is not a known method; did you mean `eap-tls`?",
+            "office.toml:7:59: ike.proposals: `prfsha385` is not a known algorithm; did you mean `prfsha384`?",
+            "office.toml:8:7: ike.dpd: must be from 5s to 1h",
+            "office.toml:10:14: child.remote_ts: `10.0.0.1/8` has bits set beyond its prefix length; the network \
+             is `10.0.0.0/8`, the one address is `10.0.0.1`",
+            "office.toml:12:7: network.mtu: must be a number from 1280 to 9000",
+            "office.toml:13:8: network.dns: `ns.example.org` is not an IP address; write \"gateway\", \"none\" or \
+             a list of addresses",
+        ]
+    );
+}
+
+#[test]
+fn text_that_is_not_toml_is_refused_with_its_place() {
+    let errors = errors("[gateway]\naddress = vpn.example.org\n");
+    assert!(
+        errors[0].starts_with("office.toml:2:11: not valid TOML: "),
+        "{errors:?}"
+    );
+    assert!(super::tests::errors("name = \"a\"\nname = \"b\"\n")[0].starts_with("office.toml:2:1: "));
+}
+
+#[test]
+fn missing_parts_are_named() {
+    let text = "name = \"x\"\n";
+    let errors = errors(text);
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert!(
+        errors[0].contains("gateway.address: is missing") && errors[1].contains("auth.method: is missing")
+    );
+    let text = SMALL.replace("username = \"alice\"\n", "");
+    assert_eq!(
+        super::tests::errors(&text),
+        ["office.toml:3:1: auth.username: is missing: method eap-mschapv2 needs a user name"]
+    );
+}
+
+#[test]
+fn wrong_types_are_told() {
+    for (addition, message) in [
+        (
+            "[ike]\nmobike = \"yes\"\n",
+            "7:10: ike.mobike: must be true or false, not a text",
+        ),
+        (
+            "[ike]\nproposals = 1\n",
+            "7:13: ike.proposals: must be a list of texts, not a number",
+        ),
+        (
+            "[ike]\nproposals = []\n",
+            "7:13: ike.proposals: must not be empty",
+        ),
+        (
+            "[child]\nremote_ts = [1]\n",
+            "7:14: child.remote_ts: must be a text in quotation marks, not a number",
+        ),
+        (
+            "[network]\nmtu = \"1400\"\n",
+            "7:7: network.mtu: must be \"auto\" or a number, not a text",
+        ),
+        (
+            "[[ike]]\nmobike = true\n",
+            "6:3: ike: must be a table: write [ike] on a line of its own",
+        ),
+    ] {
+        assert_eq!(errors(&with(addition)), [format!("office.toml:{message}")]);
+    }
+    assert!(errors("name = \"\"\n")[0].contains("1:8: name: must not be empty"));
+}
+
+#[test]
+fn what_this_version_cannot_do_is_said() {
+    for method in ["eap-ttls", "eap-peap", "eap-gtc"] {
+        let error = &errors(&SMALL.replace("eap-mschapv2", method))[0];
+        assert!(
+            error.contains("office.toml:4:10: auth.method") && error.contains("not supported"),
+            "{error}"
+        );
+    }
+    let error = &errors(&SMALL.replace("eap-mschapv2", "certificate+eap-mschapv2"))[0];
+    assert!(
+        error.contains("two rounds of authentication are not supported"),
+        "{error}"
+    );
+    let error = &errors(&with("pkcs11 = \"pkcs11:token=x\"\n"))[0];
+    assert!(error.contains("6:1: auth.pkcs11: smart cards"), "{error}");
+    let error = &errors(&with("[network]\nkill_switch = true\n"))[0];
+    assert!(
+        error.contains("7:1: network.kill_switch: this version cannot block") && error.contains("= false")
+    );
+    let error = &errors(&with(
+        "[ike]\nproposals = [\"aes256gcm16-prfsha384-x25519-ke1_mlkem768\"]\n",
+    ))[0];
+    assert!(
+        error.contains("7:44: ike.proposals: `ke1_mlkem768` cannot be used: additional key"),
+        "{error}"
+    );
+    let report = read(&with("[ike]\nmobike = true\n")).unwrap().report;
+    assert!(remarks(&report.not_used)[0].starts_with("7: ike.mobike: not used by this version"));
+}
+
+#[test]
+fn excluded_networks_must_be_inside() {
+    let child = |remote: &str, exclude: &str| {
+        with(&format!(
+            "[child]\nremote_ts = [{remote}]\nexclude = [{exclude}]\n"
+        ))
+    };
+    assert!(read(&child("\"10.0.0.0/8\"", "")).is_ok());
+    assert!(
+        errors(&child("\"10.0.0.0/8\"", "\"192.168.0.0/16\""))[0].contains("8:12: child.exclude: `192.168")
+    );
+    assert!(errors(&child("\"10.0.0.0/8\"", "\"0.0.0.0/0\""))[0].contains("leaves nothing of `10.0.0.0/8`"));
+    assert!(errors(&child("\"10.0.0.0/8\"", "\"10.0.0.0/8\""))[0].contains("leaves nothing that goes"));
+    let parsed = read(&with("[child]\nexclude = \"192.168.0.0/16\"\n")).unwrap();
+    assert_eq!(parsed.profile.child.exclude.len(), 1);
+}
+
+#[test]
+fn narrowing_is_accepted_only_by_who_did_not_say_what_is_wanted() {
+    let parsed = read(&with("[child]\nremote_ts = [\"10.0.0.0/8\"]\n")).unwrap();
+    assert!(!parsed.profile.child.accept_narrowing);
+}
+
+#[test]
+fn pre_shared_keys_are_kept_and_doubted() {
+    let psk = |psk: &str| {
+        format!("[gateway]\naddress = \"192.0.2.1\"\nca = \"ca.pem\"\n[auth]\nmethod = \"psk\"\n{psk}")
+    };
+    let parsed = read(&psk("psk = \"too short\"\n")).unwrap();
+    assert_eq!(parsed.credentials.psk.as_ref().unwrap().as_bytes(), b"too short");
+    assert!(parsed.missing_secret().is_none() && parsed.profile.gateway.anchors.certificates.is_empty());
+    let warnings = remarks(&parsed.report.warnings).join("\n");
+    assert!(
+        warnings.contains("6: auth.psk: the pre-shared key is readable")
+            && warnings.contains("20 characters")
+    );
+    assert_eq!(
+        remarks(&parsed.report.not_used),
+        ["3: gateway.ca: with method psk the gateway shows no certificate"]
+    );
+    let parsed = read(&psk("psk = \"twenty characters ok\"\n")).unwrap();
+    assert_eq!(parsed.report.warnings.len(), 1);
+    assert_eq!(read(&psk("")).unwrap().missing_secret(), Some(MissingSecret::Psk));
+    assert!(errors(&psk("psk = \"\"\n"))[0].contains("6:7: auth.psk: must not be empty"));
+}
+
+#[test]
+fn keys_of_other_methods_are_not_used() {
+    let text = with("psk = \"hidden secret\"\ncertificate = \"absent.pem\"\naaa_ca = \"absent.pem\"\n");
+    let report = read(&text).unwrap().report;
+    assert_eq!(
+        remarks(&report.not_used),
+        [
+            "7: auth.certificate: method eap-mschapv2 does not use it",
+            "8: auth.aaa_ca: method eap-mschapv2 does not use it",
+            "6: auth.psk: method eap-mschapv2 does not use it",
+        ]
+    );
+    assert!(!format!("{report:?}").contains("hidden"));
+}
