@@ -177,17 +177,19 @@ pub struct TlsBehaviour {
     pub success_indication: bool,
     /// Send it together with the server's Finished, as drafts of RFC 9190 had it.
     pub early_indication: bool,
+    /// Send this as application data at the end of the handshake, and no success indication.
+    pub application_data: Option<&'static [u8]>,
 }
 
-impl Default for TlsBehaviour {
-    fn default() -> Self {
-        Self {
-            fragment_size: 1000,
-            length_everywhere: false,
-            success_indication: true,
-            early_indication: false,
-        }
-    }
+impl TlsBehaviour {
+    /// As it should.
+    pub const REGULAR: Self = Self {
+        fragment_size: 1000,
+        length_everywhere: false,
+        success_indication: true,
+        early_indication: false,
+        application_data: None,
+    };
 }
 
 /// TLS as an authentication server configures it: its certificate chain and key, the authority of its users, and the
@@ -280,11 +282,7 @@ impl EapTlsServer {
         if self.error.is_some() {
             return Verdict::Refuse;
         }
-        if self.is_done() {
-            assert!(
-                data.is_empty() && *flags == 0,
-                "an empty response to the end of the handshake"
-            );
+        if self.is_done() && data.is_empty() {
             return Verdict::Accept(self.msk());
         }
 
@@ -306,6 +304,10 @@ impl EapTlsServer {
         }
         let message = std::mem::take(&mut self.incoming);
         self.advance(&message);
+        // Nothing but EAP-Failure may follow an alert of the peer (RFC 9190, section 2.5).
+        if matches!(self.error, Some(rustls::Error::AlertReceived(_))) {
+            return Verdict::Refuse;
+        }
         // Without the indication of RFC 9190 there is nothing more to say once TLS is content.
         if self.outgoing.is_empty() && self.error.is_none() && self.is_done() {
             return Verdict::Accept(self.msk());
@@ -314,10 +316,12 @@ impl EapTlsServer {
     }
 
     fn is_done(&self) -> bool {
-        let waits_for_indication = self.connection.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+        !self.connection.is_handshaking() && (self.indicated || !self.indicates_success())
+    }
+
+    fn indicates_success(&self) -> bool {
+        self.connection.protocol_version() == Some(ProtocolVersion::TLSv1_3)
             && self.behaviour.success_indication
-            && !self.indicated;
-        !self.connection.is_handshaking() && !waits_for_indication
     }
 
     fn advance(&mut self, message: &[u8]) {
@@ -338,17 +342,18 @@ impl EapTlsServer {
                 }
             }
         }
-        if self.error.is_none() && self.connection.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
-            let early = self.behaviour.early_indication && !self.indicated;
-            if early
-                || (self.behaviour.success_indication && !self.connection.is_handshaking() && !self.indicated)
-            {
-                self.connection
-                    .writer()
-                    .write_all(&[0])
-                    .expect("room for an octet");
-                self.indicated = true;
-            }
+        let is_time = !self.connection.is_handshaking() || self.behaviour.early_indication;
+        if self.error.is_none() && is_time && !self.indicated {
+            let data = match self.behaviour.application_data {
+                Some(data) => data,
+                None if self.indicates_success() => &[0],
+                None => &[],
+            };
+            self.connection
+                .writer()
+                .write_all(data)
+                .expect("room in the TLS engine");
+            self.indicated = true;
         }
         self.outgoing.clear();
         self.sent = 0;
@@ -374,7 +379,13 @@ impl EapTlsServer {
         packet
     }
 
-    fn msk(&self) -> Box<[u8; 64]> {
+    /// The Master Session Key.
+    ///
+    /// # Panics
+    ///
+    /// If the handshake is not complete.
+    #[must_use]
+    pub fn msk(&self) -> Box<[u8; 64]> {
         let (label, context): (&[u8], Option<&[u8]>) = match self.connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => (b"EXPORTER_EAP_TLS_Key_Material", Some(&[13])),
             _ => (b"client EAP encryption", None),

@@ -204,7 +204,8 @@ mod tests {
         assert!(rsa_pkcs1_sha1_sign(&good.der(), MESSAGE, &mut rng()).is_ok());
         refused(
             &Numbers {
-                modulus: good.modulus[..255].to_vec(),
+                modulus: [&[0xff; 254], &[1][..]].concat(),
+                private_exponent: vec![3],
                 ..numbers()
             }
             .der(),
@@ -212,6 +213,7 @@ mod tests {
         refused(
             &Numbers {
                 modulus: [&[0x80; 1024], &[1][..]].concat(),
+                private_exponent: vec![3],
                 ..numbers()
             }
             .der(),

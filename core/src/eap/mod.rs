@@ -8,6 +8,8 @@
 //! declined once, and an EAP-Success counts only when the method itself is complete (CVE-2021-45079 was a client
 //! that believed an early one).
 
+mod alert;
+mod fragment;
 pub mod mschapv2;
 mod packet;
 #[cfg(test)]
@@ -21,9 +23,9 @@ use crate::rng::Rng;
 use crate::timer::UnixTime;
 use crate::wire::iana::EapType;
 
+pub use alert::TlsAlert;
 pub use mschapv2::MsChapCode;
 use packet::{Code, Packet};
-pub use tls::TlsAlert;
 
 /// Requests answered in one conversation before we give up. Authenticators give up after 40 to 50 (RFC 9191, section 3).
 const MAX_ROUNDS: u32 = 64;

@@ -17,79 +17,13 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::sign::SingleCertAndKey;
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, ProtocolVersion, SignatureScheme};
 
+use super::alert::TlsAlert;
+use super::fragment::{Flight, Fragment, Reassembly};
 use super::{EapError, EapTls, Msk, Progress};
 use crate::crypto::Secret;
 use crate::pki::{self, CertError, Certificate};
 use crate::profile::Identity;
 use crate::timer::UnixTime;
-
-/// A TLS alert (RFC 8446, section 6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TlsAlert(pub u8);
-
-impl TlsAlert {
-    /// The alert says that the receiver of our certificate, or of a signature made with its key, does not accept it.
-    #[must_use]
-    pub const fn is_about_our_certificate(self) -> bool {
-        // bad_certificate, unsupported_certificate, certificate_revoked, certificate_expired, certificate_unknown,
-        // unknown_ca, access_denied, decrypt_error, certificate_required
-        matches!(self.0, 42..=46 | 48 | 49 | 51 | 116)
-    }
-
-    /// Its name in RFC 8446, or in RFC 5246 when it is older.
-    #[must_use]
-    pub const fn name(self) -> Option<&'static str> {
-        Some(match self.0 {
-            0 => "close_notify",
-            10 => "unexpected_message",
-            20 => "bad_record_mac",
-            21 => "decryption_failed",
-            22 => "record_overflow",
-            30 => "decompression_failure",
-            40 => "handshake_failure",
-            41 => "no_certificate",
-            42 => "bad_certificate",
-            43 => "unsupported_certificate",
-            44 => "certificate_revoked",
-            45 => "certificate_expired",
-            46 => "certificate_unknown",
-            47 => "illegal_parameter",
-            48 => "unknown_ca",
-            49 => "access_denied",
-            50 => "decode_error",
-            51 => "decrypt_error",
-            60 => "export_restriction",
-            70 => "protocol_version",
-            71 => "insufficient_security",
-            80 => "internal_error",
-            86 => "inappropriate_fallback",
-            90 => "user_canceled",
-            100 => "no_renegotiation",
-            109 => "missing_extension",
-            110 => "unsupported_extension",
-            112 => "unrecognized_name",
-            113 => "bad_certificate_status_response",
-            115 => "unknown_psk_identity",
-            116 => "certificate_required",
-            120 => "no_application_protocol",
-            _ => return None,
-        })
-    }
-}
-
-impl fmt::Display for TlsAlert {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = if self.is_about_our_certificate() {
-            "rejected our certificate"
-        } else {
-            "ended the TLS handshake"
-        };
-        match self.name() {
-            Some(name) => write!(f, "{what} (alert {name})"),
-            None => write!(f, "{what} (alert {})", self.0),
-        }
-    }
-}
 
 /// TLS as configured, before its first word.
 fn connect(config: EapTls, clock: Arc<Clock>, verdict: Arc<Verdict>) -> Result<ClientConnection, EapError> {
@@ -330,137 +264,6 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// The type data of an EAP-TLS packet (RFC 5216, section 3.1).
-#[derive(Debug, PartialEq, Eq)]
-struct Fragment<'a> {
-    start: bool,
-    more: bool,
-    /// The length of the whole message, if the packet tells it.
-    total: Option<usize>,
-    data: &'a [u8],
-}
-
-mod flag {
-    pub(super) const LENGTH: u8 = 0x80;
-    pub(super) const MORE: u8 = 0x40;
-    pub(super) const START: u8 = 0x20;
-}
-
-impl<'a> Fragment<'a> {
-    fn decode(data: &'a [u8]) -> Result<Self, EapError> {
-        const TRUNCATED: EapError = EapError::Malformed("a truncated EAP-TLS packet");
-        let (&flags, rest) = data.split_first().ok_or(TRUNCATED)?;
-        let (total, data) = if flags & flag::LENGTH == 0 {
-            (None, rest)
-        } else {
-            let (total, data) = rest.split_first_chunk().ok_or(TRUNCATED)?;
-            let total = usize::try_from(u32::from_be_bytes(*total)).unwrap_or(usize::MAX);
-            (Some(total), data)
-        };
-        Ok(Self {
-            start: flags & flag::START != 0,
-            more: flags & flag::MORE != 0,
-            total,
-            data,
-        })
-    }
-}
-
-/// A message of the server that comes in fragments (RFC 5216, section 2.1.5).
-#[derive(Debug, Default)]
-struct Reassembly {
-    /// What the first fragment announced, while the message is incomplete.
-    total: Option<usize>,
-    data: Vec<u8>,
-}
-
-impl Reassembly {
-    /// The whole message, if this fragment was its last.
-    fn add(&mut self, fragment: &Fragment<'_>) -> Result<Option<Vec<u8>>, EapError> {
-        let total = match (self.total, fragment.total) {
-            (Some(total), None) => total,
-            // Some servers repeat the length in every fragment.
-            (Some(total), Some(again)) if again == total => total,
-            (Some(_), Some(_)) => {
-                return Err(EapError::Malformed("an EAP-TLS message that changes its length"));
-            }
-            (None, Some(total)) => total,
-            (None, None) if fragment.more => {
-                return Err(EapError::Malformed(
-                    "a first EAP-TLS fragment without the length of the message",
-                ));
-            }
-            (None, None) => fragment.data.len(),
-        };
-        if total > MAX_MESSAGE {
-            return Err(EapError::Malformed("an EAP-TLS message of more than 64 KiB"));
-        }
-        if fragment.more && fragment.data.is_empty() {
-            return Err(EapError::Malformed("an empty EAP-TLS fragment"));
-        }
-        self.data.extend_from_slice(fragment.data);
-        if self.data.len() > total || fragment.more != (self.data.len() < total) {
-            return Err(EapError::Malformed(
-                "an EAP-TLS message whose length is not the announced one",
-            ));
-        }
-        if fragment.more {
-            self.total = Some(total);
-            return Ok(None);
-        }
-        self.total = None;
-        Ok(Some(mem::take(&mut self.data)))
-    }
-}
-
-/// What we have to send, in fragments (RFC 5216, section 2.1.5).
-#[derive(Debug)]
-struct Flight {
-    /// The most TLS octets in one packet, counted so that the length field fits as well.
-    room: usize,
-    data: Vec<u8>,
-    sent: usize,
-}
-
-impl Flight {
-    fn new(packet_size: usize) -> Self {
-        Self {
-            room: packet_size.clamp(256, 1400) - OVERHEAD,
-            data: Vec::new(),
-            sent: 0,
-        }
-    }
-
-    fn refill(&mut self, data: Vec<u8>) {
-        self.data = data;
-        self.sent = 0;
-    }
-
-    const fn is_sent(&self) -> bool {
-        self.sent >= self.data.len()
-    }
-
-    /// The type data of the next packet.
-    fn next(&mut self) -> Vec<u8> {
-        let rest = self.data.get(self.sent..).unwrap_or_default();
-        let part = rest.get(..self.room).unwrap_or(rest);
-        let mut flags = 0;
-        let mut length = None;
-        if part.len() < rest.len() {
-            flags |= flag::MORE;
-            if self.sent == 0 {
-                flags |= flag::LENGTH;
-                length = u32::try_from(self.data.len()).ok();
-            }
-        }
-        let mut packet = vec![flags];
-        packet.extend(length.into_iter().flat_map(u32::to_be_bytes));
-        packet.extend_from_slice(part);
-        self.sent += part.len();
-        packet
-    }
-}
-
 /// The caller's time, as rustls wants to have it.
 #[derive(Debug)]
 struct Clock(AtomicU64);
@@ -590,9 +393,3 @@ fn told_to_server(error: &CertError) -> CertificateError {
         CertificateError::Other(OtherError(Arc::new(error.clone())))
     }
 }
-
-/// The most that a server may say at once, in octets.
-const MAX_MESSAGE: usize = 65_536;
-
-/// The headers of EAP and EAP-TLS, with the length of the message, in octets.
-const OVERHEAD: usize = 10;
