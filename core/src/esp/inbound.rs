@@ -54,9 +54,7 @@ impl Inbound {
     /// authentic. Everything after that (padding, next header, selectors) is judged on authentic octets alone.
     ///
     /// # Errors
-    /// Why there is nothing to deliver. [`Discard::UnknownSpi`], [`Discard::Malformed`], [`Discard::Replay`],
-    /// [`Discard::TooOld`], [`Discard::Integrity`] and [`Discard::Exhausted`] say nothing about the peer;
-    /// the others are proof that it is there.
+    /// Why there is nothing to deliver. [`Discard::is_authentic`] tells which reasons prove that the peer is there.
     pub fn open<'d>(&mut self, datagram: &'d mut [u8]) -> Result<&'d mut [u8], Discard> {
         let opened = self.try_open(datagram);
         self.counters

@@ -93,6 +93,21 @@ impl Discard {
         Self::Buffer,
     ];
 
+    /// Whether only the holder of the key can have sent what was discarded: a sign of life, if a strange one.
+    #[must_use]
+    pub const fn is_authentic(self) -> bool {
+        match self {
+            Self::Padding | Self::NextHeader | Self::Dummy | Self::Martian | Self::Selector => true,
+            Self::UnknownSpi
+            | Self::Malformed
+            | Self::Replay
+            | Self::TooOld
+            | Self::Integrity
+            | Self::Exhausted
+            | Self::Buffer => false,
+        }
+    }
+
     /// The reason's name in statistics.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -114,7 +114,7 @@ impl Inner {
         let header = packet.first_chunk::<20>()?;
         let header_len = usize::from(header[0] & 0x0f) * 4;
         let len = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        if header_len < 20 || len < header_len {
+        if header_len < 20 {
             return None;
         }
         let payload = packet.get(..len)?.get(header_len..)?;
