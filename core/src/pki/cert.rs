@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::civil::DateTime;
-use jiff::tz::Offset;
 use sha1::{Digest as _, Sha1};
 
 use super::der::{self, Der, Value};
@@ -508,7 +507,10 @@ fn time(value: &Value<'_>) -> Option<UnixTime> {
         0,
     )
     .ok()?;
-    let seconds = Offset::UTC.to_timestamp(civil).ok()?.as_second();
+    // RFC 5280's "no expiry", 99991231235959Z, is beyond what a jiff timestamp holds.
+    let seconds = civil
+        .duration_since(DateTime::constant(1970, 1, 1, 0, 0, 0, 0))
+        .as_secs();
     // Before 1970 is before any time that we are asked about.
     Some(UnixTime(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))))
 }

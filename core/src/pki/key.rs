@@ -4,13 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use p256::ecdsa::signature::{Signer as _, hazmat::PrehashSigner as _};
-use ring::rand::SystemRandom;
-use ring::signature::{self, KeyPair as _, RsaEncoding, RsaKeyPair};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use ring::signature::{self, RsaEncoding, RsaKeyPair};
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 use super::cert::{Certificate, KeyKind, rsa_public};
+use super::der::{self, Der};
 use super::scheme::{SignatureEncoding, SignatureScheme};
-use crate::crypto::Secret;
+use crate::crypto::{self, Secret};
+use crate::rng::Rng;
 use crate::wire::iana::HashAlgorithm;
 
 /// A private key. Cloning it is cheap; it is printed as its kind only.
@@ -65,22 +67,27 @@ pub(crate) enum KeyRejected {
     Malformed,
     /// RSA below 2048 bits, or with a public exponent below 65537.
     Weak,
-    /// RSA above 4096 bits, or with primes of different lengths.
+    /// RSA above 4096 bits, or of more than two primes.
     Unsupported,
 }
 
 impl PrivateKey {
     /// From an `RSAPrivateKey` (RFC 8017, appendix A.1.2).
     pub(crate) fn from_rsa_der(der: &[u8]) -> Result<Self, KeyRejected> {
-        let pair = RsaKeyPair::from_der(der).map_err(|error| match error.to_string().as_str() {
-            "TooSmall" => KeyRejected::Weak,
-            "TooLarge" | "UnexpectedError" | "PrivateModulusLenNotMultipleOf512Bits" => {
-                KeyRejected::Unsupported
-            }
-            _ => KeyRejected::Malformed,
-        })?;
-        let public = pair.public_key().as_ref().to_vec();
-        let (bits, _) = rsa_public(&public).ok_or(KeyRejected::Malformed)?;
+        let mut parts = Der::new(der).enter(der::SEQUENCE).ok_or(KeyRejected::Malformed)?;
+        let version = parts.expect(der::INTEGER).ok_or(KeyRejected::Malformed)?;
+        let [modulus, exponent] = [(); 2].map(|()| parts.expect(der::INTEGER).map(|value| value.whole));
+        let (modulus, exponent) = modulus.zip(exponent).ok_or(KeyRejected::Malformed)?;
+        let public = der::wrap(der::SEQUENCE, &[modulus, exponent].concat());
+        let (bits, exponent) = rsa_public(&public).ok_or(KeyRejected::Malformed)?;
+        if bits < 2048 || exponent.is_some_and(|exponent| exponent < 65537) {
+            return Err(KeyRejected::Weak);
+        }
+        // Version 1 has more than two primes.
+        if bits > 4096 || version.body != [0] {
+            return Err(KeyRejected::Unsupported);
+        }
+        let pair = RsaKeyPair::from_der(der).map_err(|_| KeyRejected::Malformed)?;
         let signer = Signer::Rsa {
             pair: Box::new(pair),
             der: Secret::new(der.to_vec()),
@@ -188,13 +195,15 @@ impl PrivateKey {
             scheme,
             key: self.0.kind,
         };
+        if !scheme.fits(self.0.kind) {
+            return Err(mismatch);
+        }
         macro_rules! ecdsa {
             ($curve:ident, $key:expr) => {{
-                let signature: $curve::ecdsa::Signature = match scheme {
-                    SignatureScheme::EcdsaSha2_256 => $key.sign_prehash(&Sha256::digest(message)),
-                    SignatureScheme::EcdsaSha2_384 => $key.sign_prehash(&Sha384::digest(message)),
-                    SignatureScheme::EcdsaSha2_512 => $key.sign_prehash(&Sha512::digest(message)),
-                    _ => return Err(mismatch),
+                let signature: $curve::ecdsa::Signature = match scheme.hash() {
+                    HashAlgorithm::SHA2_256 => $key.sign_prehash(&Sha256::digest(message)),
+                    HashAlgorithm::SHA2_384 => $key.sign_prehash(&Sha384::digest(message)),
+                    _ => $key.sign_prehash(&Sha512::digest(message)),
                 }
                 .map_err(|_| SignError::InconsistentKey)?;
                 Ok(match encoding {
@@ -204,15 +213,19 @@ impl PrivateKey {
             }};
         }
         match &self.0.signer {
-            Signer::Rsa { pair, .. } => {
+            Signer::Rsa { pair, der } => {
                 let padding: &'static dyn RsaEncoding = match scheme {
+                    SignatureScheme::RsaPkcs1Sha1 => return sign_sha1(der, message),
                     SignatureScheme::RsaPkcs1Sha2_256 => &signature::RSA_PKCS1_SHA256,
                     SignatureScheme::RsaPkcs1Sha2_384 => &signature::RSA_PKCS1_SHA384,
                     SignatureScheme::RsaPkcs1Sha2_512 => &signature::RSA_PKCS1_SHA512,
                     SignatureScheme::RsaPssSha2_256 => &signature::RSA_PSS_SHA256,
                     SignatureScheme::RsaPssSha2_384 => &signature::RSA_PSS_SHA384,
                     SignatureScheme::RsaPssSha2_512 => &signature::RSA_PSS_SHA512,
-                    _ => return Err(mismatch),
+                    SignatureScheme::EcdsaSha2_256
+                    | SignatureScheme::EcdsaSha2_384
+                    | SignatureScheme::EcdsaSha2_512
+                    | SignatureScheme::Ed25519 => return Err(mismatch),
                 };
                 let mut out = vec![0; pair.public().modulus_len()];
                 pair.sign(padding, &SystemRandom::new(), message, &mut out)
@@ -222,12 +235,10 @@ impl PrivateKey {
             Signer::P256(key) => ecdsa!(p256, key),
             Signer::P384(key) => ecdsa!(p384, key),
             Signer::P521(key) => ecdsa!(p521, key),
-            Signer::Ed25519(key) if scheme == SignatureScheme::Ed25519 => Ok(key
-                .try_sign(message)
-                .map_err(|_| SignError::InconsistentKey)?
-                .to_bytes()
-                .to_vec()),
-            Signer::Ed25519(_) => Err(mismatch),
+            Signer::Ed25519(key) => {
+                let signature = key.try_sign(message).map_err(|_| SignError::InconsistentKey)?;
+                Ok(signature.to_bytes().to_vec())
+            }
         }
     }
 }
@@ -236,6 +247,16 @@ impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PrivateKey({})", self.0.kind)
     }
+}
+
+/// RSA with SHA-1, which *ring* only verifies.
+fn sign_sha1(der: &Secret, message: &[u8]) -> Result<Vec<u8>, SignError> {
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    SystemRandom::new()
+        .fill(&mut seed[..])
+        .map_err(|_| SignError::NoRandomness)?;
+    crypto::rsa_pkcs1_sha1_sign(der.as_bytes(), message, &mut Rng::new(*seed))
+        .map_err(|_| SignError::InconsistentKey)
 }
 
 /// A big-endian number without its leading zeros.

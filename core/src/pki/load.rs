@@ -61,6 +61,18 @@ pub enum LoadError {
     Damaged,
 }
 
+impl LoadError {
+    /// [`Self::WrongPassphrase`] if this is one of `garbage`: errors that a wrong passphrase causes when the padding
+    /// happens to come out right.
+    pub(super) fn or_wrong_passphrase(self, garbage: &[Self]) -> Self {
+        if garbage.contains(&self) {
+            Self::WrongPassphrase
+        } else {
+            self
+        }
+    }
+}
+
 /// Reads certificates: any number in PEM with any text around, or one in DER.
 ///
 /// # Errors
@@ -184,11 +196,9 @@ fn key_from_pem(block: Block<'_>, passphrase: Option<&Secret>) -> Result<Private
     };
     let passphrase = passphrase.ok_or(LoadError::PassphraseNeeded)?;
     let octets = pbe::decrypt_pem(encryption, passphrase.as_bytes(), &octets)?;
-    key_from_der(&octets, None).map_err(|error| match error {
-        // Wrong padding escapes notice once in 256 times; garbage is no key.
-        LoadError::NotAKey | LoadError::Damaged => LoadError::WrongPassphrase,
-        other => other,
-    })
+    // Wrong padding escapes notice once in 256 times; garbage is no key.
+    key_from_der(&octets, None)
+        .map_err(|error| error.or_wrong_passphrase(&[LoadError::NotAKey, LoadError::Damaged]))
 }
 
 /// A key in any DER form, told apart by what the outer SEQUENCE starts with.
@@ -215,10 +225,7 @@ fn key_from_der(octets: &[u8], passphrase: Option<&Secret>) -> Result<PrivateKey
         (der::SEQUENCE, der::OCTET_STRING) => {
             let passphrase = passphrase.ok_or(LoadError::PassphraseNeeded)?;
             let key = pkcs12::decrypt_key(octets, passphrase.as_bytes())?;
-            key_from_der(&key, None).map_err(|error| match error {
-                LoadError::NotAKey => LoadError::WrongPassphrase,
-                other => other,
-            })
+            key_from_der(&key, None).map_err(|error| error.or_wrong_passphrase(&[LoadError::NotAKey]))
         }
         _ => Err(LoadError::NotAKey),
     }
@@ -251,10 +258,10 @@ fn pkcs8_key(algorithm: &[u8], key: &[u8]) -> Result<PrivateKey, LoadError> {
 }
 
 fn ec_key(curve: &[u8], scalar: &[u8]) -> Result<PrivateKey, LoadError> {
-    let kind = match cert::curve(curve) {
-        KeyKind::Unsupported => return Err(LoadError::UnsupportedKey(super::name::dotted(curve))),
-        kind => kind,
-    };
+    let kind = cert::curve(curve);
+    if kind == KeyKind::Unsupported {
+        return Err(LoadError::UnsupportedKey(super::name::dotted(curve)));
+    }
     PrivateKey::from_ec_scalar(kind, scalar).map_err(rejected)
 }
 
@@ -263,7 +270,7 @@ fn rejected(error: KeyRejected) -> LoadError {
         KeyRejected::Malformed => LoadError::Damaged,
         KeyRejected::Weak => LoadError::WeakKey,
         KeyRejected::Unsupported => {
-            LoadError::UnsupportedKey("RSA above 4096 bits, or unusual primes".to_owned())
+            LoadError::UnsupportedKey("RSA above 4096 bits, or of more than two primes".to_owned())
         }
     }
 }

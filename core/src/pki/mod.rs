@@ -40,3 +40,6 @@ pub use verify::verify_signature;
 
 pub(crate) use name::{dn_from_text, dn_matches, dn_text, escape, from_hex, hex, is_well_formed};
 pub(crate) use path::carries;
+
+#[cfg(test)]
+mod tests;

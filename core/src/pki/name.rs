@@ -59,7 +59,7 @@ pub(crate) fn hex(octets: &[u8]) -> String {
 
 /// Hexadecimal digits as octets.
 pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || text.len() % 2 != 0 {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
         return None;
     }
     text.as_bytes()
@@ -123,8 +123,11 @@ fn from_dotted(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// An attribute: the content of its type's OID, and its value.
+type Attribute<'a> = (&'a [u8], der::Value<'a>);
+
 /// The attributes of a DER `Name`, one list for each relative distinguished name.
-fn attributes(name: &[u8]) -> Option<Vec<Vec<(&[u8], der::Value<'_>)>>> {
+fn attributes(name: &[u8]) -> Option<Vec<Vec<Attribute<'_>>>> {
     let mut sets = Der::new(der::sole(name, der::SEQUENCE)?.body);
     let mut names = Vec::new();
     while !sets.is_empty() {
@@ -349,8 +352,6 @@ fn prepare(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
-
     use super::*;
 
     #[test]

@@ -317,7 +317,7 @@ fn cbc_decrypt<C: BlockCipherDecrypt>(
     let cipher = cipher.ok_or(LoadError::Damaged)?;
     let mut decryptor = cbc::Decryptor::inner_iv_slice_init(cipher, iv).map_err(|_| LoadError::Damaged)?;
     let block = iv.len();
-    if ciphertext.is_empty() || ciphertext.len() % block != 0 {
+    if ciphertext.is_empty() || !ciphertext.len().is_multiple_of(block) {
         return Err(LoadError::Damaged);
     }
     let mut out = Zeroizing::new(ciphertext.to_vec());

@@ -60,11 +60,10 @@ pub(super) fn open(octets: &[u8], passphrase: Option<&[u8]>) -> Result<Contents,
         return Err(wrong);
     }
     let mut contents = Contents::default();
-    read_safe(&safe, passphrase, &mut contents).map_err(|error| match error {
-        LoadError::WrongPassphrase => wrong,
-        other => other,
-    })?;
-    Ok(contents)
+    match read_safe(&safe, passphrase, &mut contents) {
+        Err(LoadError::WrongPassphrase) => Err(wrong),
+        result => result.map(|()| contents),
+    }
 }
 
 /// `MacData` (RFC 7292, section 4), of which this is the content.
@@ -116,10 +115,8 @@ fn read_safe(safe: &[u8], passphrase: &[u8], contents: &mut Contents) -> Result<
         }
         let decrypted = decrypt_content(info, passphrase)?;
         // Wrong padding escapes notice once in 256 times; garbage is no list of bags.
-        read_bags(&decrypted, passphrase, contents, 0).map_err(|error| match error {
-            LoadError::Damaged => LoadError::WrongPassphrase,
-            other => other,
-        })?;
+        read_bags(&decrypted, passphrase, contents, 0)
+            .map_err(|error| error.or_wrong_passphrase(&[LoadError::Damaged]))?;
     }
     Ok(())
 }

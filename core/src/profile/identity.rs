@@ -254,3 +254,119 @@ fn key_id(text: &str) -> Option<Vec<u8>> {
     };
     (!octets.is_empty()).then_some(octets)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_tells_the_kind() {
+        let fqdn = |text: &str| Ok(Identity::Fqdn(text.into()));
+        let mail = |text: &str| Ok(Identity::Rfc822(text.into()));
+        let key_id = |octets: &[u8]| Ok(Identity::KeyId(octets.to_vec()));
+        let dn = |text: &str| Ok(Identity::Dn(pki::dn_from_text(text).unwrap()));
+        for (text, expected) in [
+            ("vpn.example.org", fqdn("vpn.example.org")),
+            (" vpn.example.org. ", fqdn("vpn.example.org")),
+            ("VPN.Example.org", fqdn("VPN.Example.org")),
+            ("bücher.example", fqdn("xn--bcher-kva.example")),
+            ("alice", fqdn("alice")),
+            ("_ike.example", fqdn("_ike.example")),
+            ("@vpn.example.org", fqdn("vpn.example.org")),
+            ("fqdn:192.0.2.1", fqdn("192.0.2.1")),
+            ("192.0.2.1", Ok(Identity::Address([192, 0, 2, 1].into()))),
+            (
+                "2001:db8::1",
+                Ok(Identity::Address("2001:db8::1".parse().unwrap())),
+            ),
+            ("ip: ::1", Ok(Identity::Address("::1".parse().unwrap()))),
+            ("alice@example.org", mail("alice@example.org")),
+            ("@@alice@example.org", mail("alice@example.org")),
+            ("email:alice@bücher.example", mail("alice@xn--bcher-kva.example")),
+            ("\"a@b\"@example.org", mail("\"a@b\"@example.org")),
+            ("C=CH, O=Example, CN=gateway", dn("C=CH, O=Example, CN=gateway")),
+            ("dn:CN=alice@example.org", dn("CN=alice@example.org")),
+            ("EXAMPLE\\alice", key_id(b"EXAMPLE\\alice")),
+            ("my phone", key_id(b"my phone")),
+            ("keyid:alice", key_id(b"alice")),
+            ("keyid:0x00ff", key_id(&[0, 0xff])),
+            ("@#00ff", key_id(&[0, 0xff])),
+            ("", Err(IdentityError::Empty)),
+            ("  ", Err(IdentityError::Empty)),
+            ("ip:vpn", Err(IdentityError::Address("ip:vpn".into()))),
+            ("@", Err(IdentityError::Fqdn("@".into()))),
+            ("@a b", Err(IdentityError::Fqdn("@a b".into()))),
+            (
+                "fqdn:*.example.org",
+                Err(IdentityError::Fqdn("fqdn:*.example.org".into())),
+            ),
+            ("alice@", Err(IdentityError::Rfc822("alice@".into()))),
+            (
+                "a lice@example.org",
+                Err(IdentityError::Rfc822("a lice@example.org".into())),
+            ),
+            ("foo=bar", Err(IdentityError::Dn("foo=bar".into()))),
+            ("@#0", Err(IdentityError::KeyId("@#0".into()))),
+            ("keyid:0xzz", Err(IdentityError::KeyId("keyid:0xzz".into()))),
+            ("keyid:", Err(IdentityError::KeyId("keyid:".into()))),
+        ] {
+            assert_eq!(Identity::parse(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn identities_survive_the_wire_and_text() {
+        for text in [
+            "vpn.example.org",
+            "192.0.2.1",
+            "2001:db8::1",
+            "alice@example.org",
+            "C=CH, O=Example, CN=gateway",
+            "keyid:alice",
+            "keyid:0x00ff",
+        ] {
+            let identity = Identity::parse(text).unwrap();
+            assert_eq!(identity.to_string(), text);
+            let (kind, octets) = identity.to_wire();
+            assert_eq!(Identity::from_wire(kind, &octets), Some(identity), "{text}");
+        }
+        assert_eq!(
+            Identity::parse("192.0.2.1").unwrap().to_wire(),
+            (IdType::IPV4_ADDR, vec![192, 0, 2, 1])
+        );
+        assert_eq!(Identity::parse("::1").unwrap().to_wire().1.len(), 16);
+    }
+
+    #[test]
+    fn the_wire_is_not_believed() {
+        for (kind, octets) in [
+            (IdType::IPV4_ADDR, &[1, 2, 3][..]),
+            (IdType::IPV6_ADDR, &[1, 2, 3, 4]),
+            (IdType::FQDN, b""),
+            (IdType::FQDN, b"vpn.example.org\0"),
+            (IdType::FQDN, b"vpn\x1b[2J"),
+            (IdType::FQDN, b"\xff"),
+            (IdType::RFC822_ADDR, b"a@b\r\n"),
+            (IdType::DER_ASN1_DN, b"\x30\x01"),
+            (IdType::KEY_ID, b""),
+            (IdType::NULL, b"x"),
+            (IdType(200), b"x"),
+        ] {
+            assert_eq!(Identity::from_wire(kind, octets), None, "{kind}");
+        }
+        let hostile = Identity::from_wire(IdType::FQDN, "a\u{202e}b".as_bytes()).unwrap();
+        assert_eq!(hostile.to_string(), "a\\u{202e}b");
+    }
+
+    #[test]
+    fn same_identities_match() {
+        let id = |text| Identity::parse(text).unwrap();
+        assert!(id("VPN.example.org").matches(&id("vpn.Example.ORG")));
+        assert!(id("Alice@example.org").matches(&id("alice@EXAMPLE.org")));
+        assert!(id("C=CH, CN=Gateway").matches(&id("c=ch, cn=gateway")));
+        assert!(id("192.0.2.1").matches(&id("192.0.2.1")));
+        assert!(!id("192.0.2.1").matches(&id("fqdn:192.0.2.1")));
+        assert!(!id("keyid:a").matches(&id("keyid:A")));
+        assert!(!id("vpn.example.org").matches(&id("vpn.example.com")));
+    }
+}
