@@ -312,7 +312,7 @@ fn tshark_reads_ike_sa_init_without_complaint(lab: &Lab) {
     let file = capture.end();
     let sent = wire::tshark(
         &file,
-        "isakmp.exchangetype == 34 && isakmp.flag_initiator == 1",
+        "isakmp.exchangetype == 34 && isakmp.flag_i == 1",
         &["isakmp.version", "isakmp.typepayload", "isakmp.notify.msgtype"],
     );
     assert!(!sent.is_empty(), "no IKE_SA_INIT request in the capture");
