@@ -1,4 +1,8 @@
 //! The world outside the client.
 
+pub mod cast;
 pub mod eap_server;
+pub mod gateway;
 pub mod lab;
+pub mod link;
+pub mod world;

@@ -1,0 +1,290 @@
+//! Who plays in virtual time: an authority, a gateway and a user, with their certificates, profiles and secrets.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peregrine_core::crypto::Secret;
+use peregrine_core::pki::{Certificate, PrivateKey, load_private_key};
+use peregrine_core::profile;
+use peregrine_core::profile::{
+    Anchors, Auth, AuthKind, ChildConfig, Credentials, DnsPolicy, Host, Identity, IkeConfig, NetworkConfig,
+    Profile,
+};
+use peregrine_core::proposal::{EspProposal, IkeProposal, default_esp, default_ike};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::eap_server::{
+    EapServer, EapTlsServer, MsChapBehaviour, MsChapServer, ServerMethod, TlsBehaviour, tls_server_config,
+};
+use crate::gateway::{ClientAuth, Gateway, GatewayConfig, Proof};
+use crate::world::{BEGINNING, World};
+
+/// The gateway's name.
+pub const GATEWAY: &str = "vpn.example.org";
+/// The pre-shared key.
+pub const PSK: &[u8] = b"a pre-shared key of good length";
+/// The user's password.
+pub const PASSWORD: &str = "correct horse battery staple";
+
+/// A certificate and its key.
+pub struct Holder {
+    /// The certificate in DER.
+    pub der: Vec<u8>,
+    /// The key as PKCS#8 in DER.
+    pub key: Vec<u8>,
+}
+
+impl Holder {
+    /// As the core reads it.
+    #[must_use]
+    pub fn certificate(&self) -> Certificate {
+        Certificate::from_der(&self.der).expect("rcgen's certificates can be read")
+    }
+
+    /// As the core reads it.
+    #[must_use]
+    pub fn private_key(&self) -> PrivateKey {
+        load_private_key(&self.key, None).expect("rcgen's keys can be read")
+    }
+}
+
+/// Everybody.
+pub struct Cast {
+    /// The authority that both sides trust.
+    pub authority: Holder,
+    /// The gateway, for [`GATEWAY`].
+    pub gateway: Holder,
+    /// The user, for `alice@example.org`.
+    pub user: Holder,
+}
+
+impl Default for Cast {
+    fn default() -> Self {
+        let ca_key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![]).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Test authority");
+        let authority = params.self_signed(&ca_key).expect("self-signed").der().to_vec();
+        let ca_pkcs8 = ca_key.serialize_der();
+        let issuer = Issuer::new(params, ca_key);
+        let gateway = issue(&issuer, GATEWAY, ExtendedKeyUsagePurpose::ServerAuth);
+        let user = issue(&issuer, "alice@example.org", ExtendedKeyUsagePurpose::ClientAuth);
+        Self {
+            authority: Holder {
+                der: authority,
+                key: ca_pkcs8,
+            },
+            gateway,
+            user,
+        }
+    }
+}
+
+fn issue(issuer: &Issuer<'_, KeyPair>, name: &str, usage: ExtendedKeyUsagePurpose) -> Holder {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(vec![]).expect("no names");
+    let text = name.try_into().expect("names are ASCII");
+    params.subject_alt_names = vec![if name.contains('@') {
+        rcgen::SanType::Rfc822Name(text)
+    } else {
+        rcgen::SanType::DnsName(text)
+    }];
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![usage];
+    let der = params.signed_by(&key, issuer).expect("signed").der().to_vec();
+    Holder {
+        der,
+        key: key.serialize_der(),
+    }
+}
+
+impl Cast {
+    /// A gateway that wants `method` of its clients, and proves itself as it befits.
+    #[must_use]
+    pub fn gateway(&self, method: AuthKind) -> GatewayConfig {
+        let (proof, client) = match method {
+            AuthKind::Psk => (Proof::Psk(PSK.to_vec()), ClientAuth::Psk(PSK.to_vec())),
+            AuthKind::Certificate => (self.proof(), ClientAuth::Certificate),
+            AuthKind::EapTls => (
+                self.proof(),
+                ClientAuth::Eap(Box::new(self.eap_tls(TlsBehaviour::default()))),
+            ),
+            AuthKind::EapMsChapV2 => {
+                let server = MsChapServer::new("alice", PASSWORD, [7; 16], MsChapBehaviour::Regular);
+                (
+                    self.proof(),
+                    ClientAuth::Eap(Box::new(EapServer::new(ServerMethod::MsChapV2(server), true))),
+                )
+            }
+        };
+        GatewayConfig {
+            identity: Identity::Fqdn(GATEWAY.into()),
+            proof,
+            client,
+            ike: default_ike(),
+            esp: default_esp(),
+            cookie: false,
+            refuse_init: None,
+            refuse_auth: None,
+            refuse_child: None,
+            insist_on: None,
+            signature_hashes: true,
+            fragment: Some(1200),
+            pool: vec![
+                "10.3.0.1".parse().expect("an address"),
+                "fd00:3::1".parse().expect("an address"),
+            ],
+            servers: vec!["10.3.255.53".parse().expect("an address")],
+            selectors: None,
+        }
+    }
+
+    fn proof(&self) -> Proof {
+        Proof::Certificate(vec![self.gateway.certificate()], self.gateway.private_key())
+    }
+
+    /// An EAP-TLS server with the gateway's certificate, TLS 1.3.
+    #[must_use]
+    pub fn eap_tls(&self, behaviour: TlsBehaviour) -> EapServer {
+        let config = tls_server_config(
+            vec![CertificateDer::from(self.gateway.der.clone())],
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.gateway.key.clone())),
+            CertificateDer::from(self.authority.der.clone()),
+            rustls::ALL_VERSIONS,
+            BEGINNING,
+        );
+        EapServer::new(
+            ServerMethod::Tls(Box::new(EapTlsServer::new(Arc::clone(&config), behaviour))),
+            true,
+        )
+    }
+
+    /// A profile for [`Self::gateway`].
+    #[must_use]
+    pub fn profile(&self, method: AuthKind) -> Profile {
+        let certificates = vec![self.authority.certificate()];
+        Profile {
+            name: "Office".into(),
+            gateway: profile::Gateway {
+                host: Host::Address("192.0.2.1".parse().expect("an address")),
+                port: 500,
+                identity: Identity::Fqdn(GATEWAY.into()),
+                send_idr: true,
+                anchors: Anchors {
+                    certificates,
+                    system: false,
+                },
+                pin: None,
+                allow_sha1_auth: false,
+            },
+            auth: Auth {
+                method,
+                identity: None,
+                eap_identity: None,
+                username: Some("alice".into()),
+                aaa_identity: None,
+                aaa_anchors: None,
+            },
+            ike: IkeConfig {
+                proposals: default_ike(),
+                rekey: Duration::from_secs(4 * 3600),
+                mobike: true,
+                fragmentation: true,
+                fragment_size: 1280,
+                dpd: Duration::from_secs(30),
+                initial_contact: false,
+            },
+            child: ChildConfig {
+                proposals: default_esp(),
+                remote_ts: vec![
+                    "0.0.0.0/0".parse().expect("a net"),
+                    "::/0".parse().expect("a net"),
+                ],
+                accept_narrowing: false,
+                exclude: BTreeSet::new(),
+                rekey: Duration::from_secs(3600),
+            },
+            network: NetworkConfig {
+                dns: DnsPolicy::Gateway,
+                domains: vec![],
+                mtu: None,
+            },
+        }
+    }
+
+    /// The user's secrets, all of them.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        Credentials {
+            psk: Some(Secret::from_slice(PSK)),
+            password: Some(Secret::from_slice(PASSWORD.as_bytes())),
+            chain: vec![self.user.certificate()],
+            key: Some(self.user.private_key()),
+        }
+    }
+
+    /// A world with this gateway.
+    #[must_use]
+    pub fn world(&self, method: AuthKind, seed: u64) -> World {
+        World::new(Gateway::new(self.gateway(method), 0x47), seed)
+    }
+}
+
+/// IKE proposals from keywords.
+///
+/// # Panics
+///
+/// If there is no such proposal.
+#[must_use]
+pub fn ike(keywords: &str) -> Vec<IkeProposal> {
+    vec![IkeProposal::parse(keywords).expect("a proposal")]
+}
+
+/// ESP proposals from keywords.
+///
+/// # Panics
+///
+/// If there is no such proposal.
+#[must_use]
+pub fn esp(keywords: &str) -> Vec<EspProposal> {
+    vec![EspProposal::parse(keywords).expect("a proposal")]
+}
+
+/// A UDP packet between two inner addresses, of this many octets in all. No checksums: nobody here looks at them.
+///
+/// # Panics
+///
+/// If the addresses are no addresses, of two families, or `len` is too small.
+#[must_use]
+pub fn packet(source: &str, destination: &str, len: usize) -> Vec<u8> {
+    let (source, destination): (std::net::IpAddr, std::net::IpAddr) = (
+        source.parse().expect("an address"),
+        destination.parse().expect("an address"),
+    );
+    let total = u16::try_from(len).expect("packets are small").to_be_bytes();
+    let mut packet = match (source, destination) {
+        (std::net::IpAddr::V4(from), std::net::IpAddr::V4(to)) => {
+            let head = [0x45, 0, total[0], total[1], 0, 0, 0x40, 0, 64, 17, 0, 0];
+            [head.as_slice(), &from.octets(), &to.octets()].concat()
+        }
+        (std::net::IpAddr::V6(from), std::net::IpAddr::V6(to)) => {
+            let payload = u16::try_from(len - 40).expect("packets are small").to_be_bytes();
+            let head = [0x60, 0, 0, 0, payload[0], payload[1], 17, 64];
+            [head.as_slice(), &from.octets(), &to.octets()].concat()
+        }
+        _ => panic!("two families in one packet"),
+    };
+    packet.extend([0x30, 0x39, 0, 53, 0, 0, 0, 0]);
+    assert!(packet.len() <= len, "{len} octets do not hold the headers");
+    packet.resize(len, 0x5a);
+    packet
+}

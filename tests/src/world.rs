@@ -1,0 +1,290 @@
+//! One client, one gateway, the network between them, and a clock that jumps to whatever happens next.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use peregrine_core::client::Client;
+use peregrine_core::command::{
+    Answer, Ask, Bound, Command, Event, Failure, HostFault, Path, Sink, State, Status,
+};
+use peregrine_core::plan::Plan;
+use peregrine_core::profile::{Credentials, Profile};
+use peregrine_core::timer::{Instant, UnixTime};
+
+use crate::gateway::Gateway;
+use crate::link::{Link, Way};
+
+/// The wall-clock time at which every world begins: 2026-11-21T00:00:00Z.
+pub const BEGINNING: UnixTime = UnixTime(Duration::from_secs(1_795_219_200));
+
+/// Everything.
+pub struct World {
+    /// The present.
+    pub now: Instant,
+    /// The client under test.
+    pub client: Client,
+    /// The gateway.
+    pub gateway: Gateway,
+    /// The network.
+    pub link: Link,
+    /// What host names resolve to.
+    pub names: BTreeMap<String, Vec<IpAddr>>,
+    /// Address families that this machine has no route for.
+    pub unreachable: Vec<IpAddr>,
+    /// What applying a plan shall fail with.
+    pub apply_fault: Option<HostFault>,
+    /// Every plan, in order.
+    pub plans: Vec<Plan>,
+    /// Every status, in order.
+    pub statuses: Vec<(Instant, Status)>,
+    /// Inner packets that reached the client.
+    pub received: Vec<Vec<u8>>,
+    /// Every datagram of the client's: when, whither, what.
+    pub sent: Vec<(Instant, Path, Vec<u8>)>,
+    queue: BinaryHeap<Reverse<(Instant, u64, Delivery)>>,
+    serial: u64,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Delivery {
+    ToGateway(Path, Vec<u8>),
+    ToClient(Path, Vec<u8>),
+}
+
+/// Sealed packets on their way out of the client.
+#[derive(Default)]
+struct Outbox {
+    path: Option<Path>,
+    room: Vec<u8>,
+    sealed: Vec<(Path, Vec<u8>)>,
+}
+
+impl Sink for Outbox {
+    fn reserve(&mut self, path: Path, len: usize) -> Option<&mut [u8]> {
+        self.path = Some(path);
+        self.room = vec![0; len];
+        Some(&mut self.room)
+    }
+
+    fn commit(&mut self, len: usize) {
+        self.room.truncate(len);
+        if let Some(path) = self.path {
+            self.sealed.push((path, std::mem::take(&mut self.room)));
+        }
+    }
+}
+
+impl World {
+    /// A world in which everything works.
+    #[must_use]
+    pub fn new(gateway: Gateway, seed: u64) -> Self {
+        let mut octets = [0x57; 32];
+        octets[..8].copy_from_slice(&seed.to_be_bytes());
+        let now = Instant::new(Duration::from_secs(1000));
+        Self {
+            now,
+            client: Client::new(octets, now, BEGINNING),
+            gateway,
+            link: Link::new(seed),
+            names: BTreeMap::new(),
+            unreachable: Vec::new(),
+            apply_fault: None,
+            plans: Vec::new(),
+            statuses: Vec::new(),
+            received: Vec::new(),
+            sent: Vec::new(),
+            queue: BinaryHeap::new(),
+            serial: 0,
+        }
+    }
+
+    /// Tells the client to connect.
+    pub fn connect(&mut self, profile: Profile, credentials: Credentials) {
+        self.client
+            .handle_command(Command::Connect(Box::new(profile), credentials), self.now);
+        self.drain();
+    }
+
+    /// Tells the client to disconnect.
+    pub fn disconnect(&mut self) {
+        self.client.handle_command(Command::Disconnect, self.now);
+        self.drain();
+    }
+
+    /// Sends an inner packet from the client's machine.
+    pub fn send(&mut self, packet: &[u8]) {
+        let mut outbox = Outbox::default();
+        self.client.handle_packet(packet, &mut outbox, self.now);
+        for (path, sealed) in outbox.sealed {
+            self.carry_up(path, sealed);
+        }
+        self.drain();
+    }
+
+    /// Lets the gateway do something of its own.
+    pub fn gateway_does(&mut self, act: impl FnOnce(&mut Gateway, Instant) -> Vec<(Path, Vec<u8>)>) {
+        let sent = act(&mut self.gateway, self.now);
+        self.carry_down(sent);
+    }
+
+    /// The client's last status.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.client.status()
+    }
+
+    /// How the last attempt or connection failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<Failure> {
+        self.status().failure
+    }
+
+    /// Runs until `done` or for `limit`, whichever comes first; whether it was done.
+    pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let end = self.now + limit;
+        for _ in 0..200_000 {
+            if done(self) {
+                return true;
+            }
+            let next = [
+                self.queue.peek().map(|Reverse((due, ..))| *due),
+                self.client.poll_timeout().map(|(due, _)| due),
+                self.gateway.poll_timeout(),
+            ];
+            let Some(next) = next.into_iter().flatten().min().filter(|next| *next <= end) else {
+                self.now = self.now.max(end);
+                return done(self);
+            };
+            self.now = self.now.max(next);
+            self.happen();
+        }
+        panic!(
+            "the world does not come to rest: {:?}",
+            self.client.poll_timeout()
+        );
+    }
+
+    /// Runs for `span`.
+    pub fn run(&mut self, span: Duration) {
+        self.run_until(span, |_| false);
+    }
+
+    /// Connects and waits until the machine uses the tunnel, or the attempt has failed.
+    pub fn connect_and_wait(&mut self, profile: Profile, credentials: Credentials) -> Result<(), Failure> {
+        self.connect(profile, credentials);
+        self.run_until(Duration::from_secs(300), |world| {
+            matches!(world.status().state, State::Connected | State::Idle)
+        });
+        match self.failure() {
+            Some(failure) => Err(failure),
+            None if self.status().state == State::Connected => Ok(()),
+            None => panic!("neither connected nor failed: {:?}", self.status()),
+        }
+    }
+
+    fn happen(&mut self) {
+        if let Some((due, _)) = self.client.poll_timeout()
+            && due <= self.now
+        {
+            self.client.handle_timeout(self.now);
+            self.drain();
+            return;
+        }
+        if self.gateway.poll_timeout().is_some_and(|due| due <= self.now) {
+            let again = self.gateway.handle_timeout(self.now);
+            self.carry_down(again);
+            return;
+        }
+        let Some(Reverse((_, _, delivery))) = self.queue.pop() else {
+            return;
+        };
+        match delivery {
+            Delivery::ToGateway(path, datagram) => {
+                let answers = self.gateway.handle(path, &datagram);
+                self.carry_down(answers);
+            }
+            Delivery::ToClient(path, mut datagram) => {
+                if let Some(packet) = self.client.handle_datagram(path, &mut datagram, self.now) {
+                    self.received.push(packet.to_vec());
+                }
+                self.drain();
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        loop {
+            if let Some(transmit) = self.client.poll_transmit() {
+                self.carry_up(transmit.path, transmit.payload.into_vec());
+            } else if let Some(event) = self.client.poll_event() {
+                self.act(event);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn act(&mut self, event: Event) {
+        let answer = match event {
+            Event::Status(status) => {
+                self.statuses.push((self.now, *status));
+                return;
+            }
+            Event::Plan(plan) => {
+                let fault = self.apply_fault.take().filter(|_| plan.tunnel.is_some());
+                self.plans.push(plan);
+                Answer::Applied(fault.map_or_else(|| Ok(Some("peregrine0".into())), Err))
+            }
+            Event::Ask(Ask::Resolve(name)) => {
+                Answer::Resolved(Ok(self.names.get(&name).cloned().unwrap_or_default()))
+            }
+            Event::Ask(Ask::Bind(remote)) => Answer::Bound(remote, self.bind(remote)),
+        };
+        self.client.handle_answer(answer, self.now);
+    }
+
+    fn bind(&self, remote: SocketAddr) -> Result<Bound, HostFault> {
+        if self.unreachable.contains(&remote.ip()) {
+            return Err(HostFault {
+                action: format!("reach {remote}"),
+                reason: "network is unreachable".into(),
+                permission: false,
+            });
+        }
+        let local: SocketAddr = if remote.is_ipv4() {
+            ([10, 0, 0, 2], 40_000).into()
+        } else {
+            ([0xfd, 0, 0, 0, 0, 0, 0, 2_u16], 40_000).into()
+        };
+        Ok(Bound {
+            path: Path { local, remote },
+            mtu: Some(1500),
+            interface: Some("eth0".into()),
+        })
+    }
+
+    fn carry_up(&mut self, path: Path, datagram: Vec<u8>) {
+        self.sent.push((self.now, path, datagram.clone()));
+        let seen = self.link.seen_by_gateway(path);
+        for delay in self.link.carry(Way::Up, path.remote.port(), &datagram) {
+            self.enqueue(delay, Delivery::ToGateway(seen, datagram.clone()));
+        }
+    }
+
+    fn carry_down(&mut self, datagrams: Vec<(Path, Vec<u8>)>) {
+        for (path, datagram) in datagrams {
+            let seen = self.link.seen_by_client(path);
+            for delay in self.link.carry(Way::Down, path.local.port(), &datagram) {
+                self.enqueue(delay, Delivery::ToClient(seen, datagram.clone()));
+            }
+        }
+    }
+
+    fn enqueue(&mut self, delay: Duration, delivery: Delivery) {
+        self.serial += 1;
+        self.queue
+            .push(Reverse((self.now + delay, self.serial, delivery)));
+    }
+}
