@@ -16,7 +16,7 @@ use crate::clock::Clock;
 /// still brought to its end, before any later plan is looked at.
 pub trait Host: Clock {
     /// The tunnel device.
-    type Tun: Tun;
+    type Tun: Tun + 'static;
     /// A UDP socket.
     type Socket: Socket;
 
