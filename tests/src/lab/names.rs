@@ -55,6 +55,6 @@ pub const USER: &str = "bob";
 /// His password.
 pub const PASSWORD: &str = "correct horse battery staple";
 /// The pre-shared key, and who uses it.
-pub const PSK: &str = "0sTt3nJ9mW-lab-only-x7Qd2vKc";
+pub const PSK: &str = "Tt3nJ9mW-lab-only-x7Qd2vKc-9Lp";
 /// The identity that goes with [`PSK`].
 pub const PSK_USER: &str = "psk-user@vpn.lab";
