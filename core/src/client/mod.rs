@@ -408,7 +408,8 @@ impl Client {
 
     /// Takes down whatever is up, then does `next`.
     fn leave(&mut self, failure: Option<Failure>, next: Option<Arc<SaConfig>>, now: Instant) {
-        let has_failed = failure.is_some();
+        // Whoever was idle, or has failed before anything was up, is not seen to disconnect.
+        let is_quiet = failure.is_some() || matches!(self.phase, Phase::Idle);
         if matches!(self.phase, Phase::Up(_)) {
             self.shown.traffic = self.traffic();
         }
@@ -438,7 +439,7 @@ impl Client {
             failure,
             next,
         }));
-        if applying || !has_failed {
+        if applying || !is_quiet {
             self.shown.stage = None;
             self.shown.since = Some(self.io.unix(now));
             self.announce();

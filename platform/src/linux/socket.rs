@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use peregrine_core::command::{Bound, HostFault, Path};
 use socket2::{Domain, Protocol, Type};
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::fault;
@@ -118,7 +119,15 @@ impl host::Socket for Socket {
     }
 
     fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        self.0.try_send_to(datagram, remote).map(drop)
+        // Not through the runtime, which believes a new socket to be full until its first poll.
+        let sent = socket2::SockRef::from(&self.0).send_to(datagram, &remote.into()).map(drop);
+        match sent {
+            // Full indeed: let `writable` know.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.0.try_io(Interest::WRITABLE, || Err(error))
+            }
+            sent => sent,
+        }
     }
 
     async fn writable(&self) -> io::Result<()> {
