@@ -11,6 +11,7 @@
 mod alert;
 mod fragment;
 pub mod mschapv2;
+mod p521;
 mod packet;
 #[cfg(test)]
 mod tests;

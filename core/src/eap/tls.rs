@@ -19,6 +19,7 @@ use rustls::{CertificateError, DigitallySignedStruct, OtherError, ProtocolVersio
 
 use super::alert::TlsAlert;
 use super::fragment::{Flight, Fragment, Reassembly};
+use super::p521::Secp521r1;
 use super::{EapError, EapTls, Msk, Progress};
 use crate::crypto::Secret;
 use crate::pki::{self, CertError, Certificate};
@@ -40,19 +41,20 @@ fn connect(config: EapTls, clock: Arc<Clock>, verdict: Arc<Verdict>) -> Result<C
         ));
     }
     let ours = pki::tls::certified_key(&in_order(&chain), &key);
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.kx_groups.push(&Secp521r1);
     let verifier = Verifier {
         anchors,
         server_identity,
         verdict,
     };
-    let mut tls =
-        ClientConfig::builder_with_details(Arc::new(rustls::crypto::ring::default_provider()), clock)
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(|error| EapError::Tls(error.to_string()))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            // There is only one certificate to choose, whatever authorities the server lists.
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(ours)));
+    let mut tls = ClientConfig::builder_with_details(Arc::new(provider), clock)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|error| EapError::Tls(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        // There is only one certificate to choose, whatever authorities the server lists.
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(ours)));
     // A resumed session would skip the certificates.
     tls.resumption = Resumption::disabled();
     // Authentication servers have one name at most, and the name that we expect is nobody's business.
@@ -222,6 +224,12 @@ impl Peer {
         }
         if let rustls::Error::AlertReceived(alert) = error {
             return EapError::TlsAlert(TlsAlert(u8::from(*alert)));
+        }
+        // The certificate itself is not the reason, or there were a verdict.
+        if matches!(error, rustls::Error::InvalidCertificate(_)) {
+            return EapError::Tls(
+                "the server's signature is wrong, or of a kind that we do not know".to_owned(),
+            );
         }
         EapError::Tls(error.to_string())
     }

@@ -17,6 +17,7 @@ use rcgen::{
     PKCS_ED25519, PKCS_RSA_SHA256, date_time_ymd,
 };
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, SupportedProtocolVersion};
 
@@ -344,6 +345,27 @@ fn a_server_certificate_that_does_not_fit_is_refused() {
             };
             assert_eq!(TlsAlert(u8::from(*heard)).name(), Some(alert), "{name}");
         }
+    }
+}
+
+/// CVE-2023-26463 was a client that took the key of any certificate; here it is the right one, without its key.
+#[test]
+fn a_server_without_the_key_of_its_certificate_is_refused() {
+    let room = Room::new();
+    let other = rustls::crypto::ring::sign::any_ecdsa_type(&room.user.private_key()).unwrap();
+    let stolen = CertifiedKey::new(room.server.chain.clone(), other);
+    for version in VERSIONS {
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(stolen.clone())));
+        let outcome = converse(
+            &mut room.peer(),
+            &mut tls_server(Arc::new(config), TlsBehaviour::REGULAR),
+        );
+        let expected = "the server's signature is wrong, or of a kind that we do not know";
+        assert_eq!(outcome.error(), EapError::Tls(expected.to_owned()));
     }
 }
 
