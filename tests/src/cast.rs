@@ -116,7 +116,7 @@ impl Cast {
             AuthKind::Certificate => (self.proof(), ClientAuth::Certificate),
             AuthKind::EapTls => (
                 self.proof(),
-                ClientAuth::Eap(Box::new(self.eap_tls(TlsBehaviour::default()))),
+                ClientAuth::Eap(Box::new(self.eap_tls(TlsBehaviour::REGULAR))),
             ),
             AuthKind::EapMsChapV2 => {
                 let server = MsChapServer::new("alice", PASSWORD, [7; 16], MsChapBehaviour::Regular);
