@@ -187,3 +187,74 @@ fn udp(datagram: &[u8], source: IpAddr, destination: IpAddr) -> Option<Frame> {
         payload,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capture(frame: &[u8]) -> Vec<u8> {
+        let mut file = 0xa1b2_c3d4_u32.to_ne_bytes().to_vec();
+        file.extend([0; 16]);
+        file.extend(1_u32.to_ne_bytes());
+        let length = u32::try_from(frame.len()).unwrap().to_ne_bytes();
+        file.extend([[0; 4], [0; 4], length, length].concat());
+        file.extend(frame);
+        file
+    }
+
+    fn ethernet(kind: u16, packet: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; 12];
+        frame.extend(kind.to_be_bytes());
+        frame.extend(packet);
+        frame
+    }
+
+    /// An IPv4 packet of 31 octets: a header of 20, UDP from 4500 to 500, 3 octets.
+    fn ipv4_packet(protocol: u8, fragment: [u8; 2]) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 31, 0, 0, fragment[0], fragment[1], 64, protocol, 0, 0];
+        packet.extend([
+            10, 0, 0, 1, 10, 0, 0, 2, 0x11, 0x94, 0x01, 0xf4, 0, 11, 0, 0, 7, 8, 9,
+        ]);
+        packet
+    }
+
+    fn one(frame: &[u8]) -> Frame {
+        frames(&capture(frame)).unwrap().pop().unwrap()
+    }
+
+    #[test]
+    fn a_udp_datagram_is_told_with_its_ends_and_without_ethernet_padding() {
+        let mut frame = ethernet(0x0800, &ipv4_packet(17, [0x40, 0]));
+        frame.extend([0; 15]);
+        let (source, destination) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let udp = Frame::Udp {
+            source: (source, 4500),
+            destination: (destination, 500),
+            payload: vec![7, 8, 9],
+        };
+        assert_eq!(one(&frame), udp);
+    }
+
+    #[test]
+    fn fragments_and_other_protocols_are_something_else() {
+        for packet in [
+            ipv4_packet(17, [0x20, 0]),
+            ipv4_packet(17, [0, 1]),
+            ipv4_packet(6, [0, 0]),
+        ] {
+            assert!(
+                matches!(one(&ethernet(0x0800, &packet)), Frame::Other(_)),
+                "{packet:?}"
+            );
+        }
+        assert!(matches!(one(&ethernet(0x88cc, &[])), Frame::Other(_)));
+    }
+
+    #[test]
+    fn only_neighbour_discovery_is_allowed_of_icmpv6() {
+        let packet = |kind: u8| [&[0x60, 0, 0, 0, 0, 4, 58, 255][..], &[0; 32], &[kind, 0, 0, 0]].concat();
+        assert_eq!(one(&ethernet(0x86dd, &packet(135))), Frame::Neighbours);
+        assert!(matches!(one(&ethernet(0x86dd, &packet(128))), Frame::Other(_)));
+        assert_eq!(one(&ethernet(0x0806, &[0; 28])), Frame::Arp);
+    }
+}
