@@ -302,6 +302,9 @@ const COMMON: &[Row] = &[
     ("a longer name", |s| {
         s.leaf.subject_alt_names = vec![dns("vpn.example.org.attacker.example")];
     }, fails!(CertError::NameMismatch { .. })),
+    ("a name with a zero octet", |s| {
+        s.leaf.subject_alt_names = vec![dns("vpn.example.org\0.attacker.example")];
+    }, fails!(CertError::NameMismatch { presented, .. } if presented == &["(a name of another kind)"])),
     ("name in the common name only", |s| {
         s.leaf.subject_alt_names.clear();
         s.leaf.distinguished_name.push(DnType::CommonName, "vpn.example.org");
@@ -471,6 +474,24 @@ fn gateways_are_checked_by_every_rule() {
 fn tls_servers_are_checked_by_every_rule() {
     check(COMMON, Setup::tls);
     check(TLS, Setup::tls);
+}
+
+/// RFC 5280, section 4.2: otherwise two readers could take different ones.
+#[test]
+fn no_extension_appears_twice() {
+    let mut params = named("gateway", &["vpn.example.org"]);
+    let name = b"\x30\x0d\x82\x0bexample.org".to_vec();
+    params
+        .custom_extensions
+        .push(CustomExtension::from_oid_content(&[2, 5, 29, 17], name));
+    let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    let error = Certificate::from_der(certificate.der()).unwrap_err();
+    assert_eq!(
+        error,
+        CertError::Malformed {
+            what: "extensions: one appears twice".into()
+        }
+    );
 }
 
 #[test]

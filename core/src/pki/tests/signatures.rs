@@ -227,6 +227,29 @@ fn rfc8032_ed25519() {
     }
 }
 
+/// With a public key of low order, one signature would fit every message.
+#[test]
+fn ed25519_keys_of_low_order_verify_nothing() {
+    let mut identity = [0; 32];
+    identity[0] = 1;
+    let mut signature = [0; 64];
+    signature[0] = 1;
+    let scheme = SignatureScheme::Ed25519;
+    for public in [identity, [0; 32]] {
+        for message in 0..64_u8 {
+            let encoding = SignatureEncoding::Der;
+            assert!(!verify_with(
+                KeyKind::Ed25519,
+                &public,
+                scheme,
+                &[message],
+                &signature,
+                encoding
+            ));
+        }
+    }
+}
+
 /// RFC 4754, section 8: ECDSA of "abc" on the three curves. Its nonces are random, so only verification can be compared.
 #[test]
 fn rfc4754_ecdsa() {
