@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use peregrine_core::crypto::Secret;
@@ -63,15 +64,17 @@ pub struct Cast {
     pub user: Holder,
 }
 
+static AUTHORITIES: AtomicU32 = AtomicU32::new(1);
+
 impl Default for Cast {
     fn default() -> Self {
         let ca_key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(vec![]).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "Test authority");
+        // Two authorities of one name would be told apart by their signatures only.
+        let name = format!("Test authority {}", AUTHORITIES.fetch_add(1, Ordering::Relaxed));
+        params.distinguished_name.push(DnType::CommonName, name);
         let authority = params.self_signed(&ca_key).expect("self-signed").der().to_vec();
         let ca_pkcs8 = ca_key.serialize_der();
         let issuer = Issuer::new(params, ca_key);

@@ -772,6 +772,11 @@ impl Sa {
                 .iter()
                 .map(|ip| TrafficSelector::addresses(*ip, *ip))
                 .collect();
+            let local = if local.is_empty() {
+                vec![TrafficSelector::ANY_V4]
+            } else {
+                local
+            };
             let mut proposal = offer.proposal;
             proposal.spi = own_spi.0.to_be_bytes().to_vec().into();
             more.push(Payload::Cp(Cp {

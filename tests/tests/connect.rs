@@ -20,7 +20,10 @@ fn carries_traffic(world: &mut World) {
         world.send(&packet(ours, theirs, 300));
         assert!(
             world.run_until(Duration::from_secs(1), |world| world.received.len() > before),
-            "no echo: {:?}, {} at the gateway", world.status().traffic, world.gateway.received.len());
+            "no echo: {:?}, {} at the gateway",
+            world.status().traffic,
+            world.gateway.received.len()
+        );
         assert_eq!(world.received.last(), Some(&packet(theirs, ours, 300)));
     }
 }

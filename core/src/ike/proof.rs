@@ -116,7 +116,12 @@ pub(super) fn verify_gateway(
                 encoding: CertEncoding::X509_SIGNATURE,
                 data,
             }) => {
-                chain.push(Certificate::from_der(data).map_err(Cause::Certificate)?);
+                match Certificate::from_der(data) {
+                    Ok(certificate) => chain.push(certificate),
+                    // The first is the gateway's own; what comes after it only helps to build the path.
+                    Err(error) if chain.is_empty() => return Err(Cause::Certificate(error)),
+                    Err(error) => tracing::debug!(%error, "a certificate of the gateway cannot be read"),
+                }
                 false
             }
             _ => false,

@@ -1,0 +1,276 @@
+//! A tunnel that is up, in virtual time: liveness, the gateway's requests, and every way to end.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use peregrine_core::command::{Cause, State};
+use peregrine_core::profile::AuthKind;
+use peregrine_core::wire::iana::{ExchangeType, NotifyType};
+use peregrine_tests::cast::{Cast, packet};
+use peregrine_tests::link::{Fate, Rule, Way};
+use peregrine_tests::world::World;
+
+fn connected(cast: &Cast, seed: u64) -> World {
+    let mut world = cast.world(AuthKind::Psk, seed);
+    world
+        .connect_and_wait(cast.profile(AuthKind::Psk), cast.credentials())
+        .unwrap();
+    world
+}
+
+fn informational(world: &World) -> usize {
+    let kinds = world.gateway.transcript.iter();
+    kinds
+        .filter(|(exchange, ..)| *exchange == ExchangeType::INFORMATIONAL)
+        .count()
+}
+
+#[test]
+fn silence_is_asked_about_and_traffic_is_not() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 1);
+    for _ in 0..50 {
+        world.run(Duration::from_secs(2));
+        world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+    }
+    world.run(Duration::from_secs(1));
+    assert_eq!(informational(&world), 0, "traffic shows that the gateway lives");
+    world.run(Duration::from_secs(300));
+    assert!(
+        (9..=10).contains(&informational(&world)),
+        "{} in 300 s",
+        informational(&world)
+    );
+    assert_eq!(world.status().state, State::Connected);
+}
+
+#[test]
+fn a_dead_gateway_is_noticed_and_the_machine_put_back() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 2);
+    world.gateway.silent = true;
+    let begun = world.now;
+    assert!(
+        world.run_until(Duration::from_secs(90), |world| world.status().state
+            == State::Idle)
+    );
+    let took = world.now.since(begun).as_secs_f64();
+    assert!(
+        (59.0..62.0).contains(&took),
+        "{took} s: 30 of silence, 30 without an answer"
+    );
+    assert_eq!(world.failure().unwrap().cause, Cause::PeerDead);
+    assert!(world.plans.last().unwrap().tunnel.is_none());
+}
+
+#[test]
+fn a_lost_question_or_answer_is_no_death() {
+    let cast = Cast::default();
+    for way in [Way::Up, Way::Down] {
+        let mut world = connected(&cast, 3);
+        world.link.rules = vec![Rule {
+            times: 4,
+            ..Rule::first(way, ExchangeType::INFORMATIONAL, Fate::Drop)
+        }];
+        world.run(Duration::from_secs(120));
+        assert_eq!(world.status().state, State::Connected, "{way:?}");
+    }
+}
+
+#[test]
+fn a_nat_mapping_is_kept_and_only_where_there_is_one() {
+    let cast = Cast::default();
+    for nat in [None, Some("198.51.100.7".parse::<IpAddr>().unwrap())] {
+        let mut world = cast.world(AuthKind::Psk, 4);
+        world.link.nat = nat;
+        world
+            .connect_and_wait(cast.profile(AuthKind::Psk), cast.credentials())
+            .unwrap();
+        assert_eq!(
+            world.status().path.unwrap().nat,
+            if nat.is_some() { "local" } else { "none" }
+        );
+        world.run(Duration::from_secs(100));
+        let keepalives = world
+            .sent
+            .iter()
+            .filter(|(_, _, datagram)| *datagram == [0xff])
+            .count();
+        assert_eq!(keepalives > 2, nat.is_some(), "{keepalives}");
+        let longest = world
+            .sent
+            .windows(2)
+            .map(|pair| pair[1].0.since(pair[0].0))
+            .max()
+            .unwrap();
+        assert!(nat.is_none() || longest <= Duration::from_secs(20), "{longest:?}");
+    }
+}
+
+#[test]
+fn the_gateways_questions_are_answered_once_each_whatever_the_network_does() {
+    let cast = Cast::default();
+    for fate in [Fate::Drop, Fate::Twice, Fate::Late(Duration::from_millis(1500))] {
+        for way in [Way::Up, Way::Down] {
+            let mut world = connected(&cast, 5);
+            world.link.rules = vec![Rule::first(way, ExchangeType::INFORMATIONAL, fate)];
+            for round in 1..=5 {
+                world.gateway_does(|gateway, now| gateway.ask_liveness(now));
+                world.run(Duration::from_secs(4));
+                assert_eq!(world.gateway.answers().len(), round, "{fate:?} {way:?}");
+            }
+            assert_eq!(world.status().state, State::Connected);
+        }
+    }
+}
+
+#[test]
+fn the_gateways_delete_ends_everything() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 6);
+    world.gateway_does(|gateway, now| gateway.delete_ike(now));
+    assert!(
+        world.run_until(Duration::from_secs(3), |world| world.status().state
+            == State::Idle)
+    );
+    assert_eq!(world.failure().unwrap().cause, Cause::DeletedByGateway);
+    assert!(world.plans.last().unwrap().tunnel.is_none());
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.gateway.answers().len(), 1, "the Delete was confirmed");
+}
+
+#[test]
+fn a_childs_delete_is_answered_and_ends_the_tunnel() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 7);
+    world.gateway_does(|gateway, now| gateway.delete_child(now));
+    assert!(
+        world.run_until(Duration::from_secs(3), |world| world.status().state
+            == State::Idle)
+    );
+    assert_eq!(world.failure().unwrap().cause, Cause::DeletedByGateway);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.gateway.sas(), 0);
+}
+
+#[test]
+fn a_rekey_is_put_off_and_nothing_is_lost() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 8);
+    world.gateway_does(|gateway, now| gateway.rekey_child(now));
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.gateway.answers(), [[NotifyType::TEMPORARY_FAILURE]]);
+    world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+    assert!(world.run_until(Duration::from_secs(1), |world| world.received.len() == 1));
+}
+
+#[test]
+fn our_delete_is_sent_again_when_lost_and_waited_for_briefly() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 9);
+    world.link.rules = vec![Rule::first(Way::Up, ExchangeType::INFORMATIONAL, Fate::Drop)];
+    world.disconnect();
+    assert!(
+        world.run_until(Duration::from_secs(2), |world| world.status().state
+            == State::Idle)
+    );
+    assert_eq!(world.gateway.sas(), 0);
+
+    let mut world = connected(&cast, 9);
+    world.gateway.silent = true;
+    let begun = world.now;
+    world.disconnect();
+    assert!(
+        world.plans.last().unwrap().tunnel.is_none(),
+        "the machine is put back at once"
+    );
+    assert!(
+        world.run_until(Duration::from_secs(5), |world| world.status().state
+            == State::Idle)
+    );
+    assert!(world.now.since(begun) <= Duration::from_millis(2100));
+    assert_eq!(world.failure(), None, "the user wanted it");
+}
+
+#[test]
+fn a_delete_waits_for_the_question_before_it() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 10);
+    // The liveness question is on its way, and its answer is late.
+    world.link.rules = vec![Rule::first(
+        Way::Down,
+        ExchangeType::INFORMATIONAL,
+        Fate::Late(Duration::from_millis(300)),
+    )];
+    world.run_until(Duration::from_secs(60), |world| informational(world) == 1);
+    world.disconnect();
+    assert!(
+        world.run_until(Duration::from_secs(2), |world| world.status().state
+            == State::Idle)
+    );
+    assert_eq!(
+        world.gateway.sas(),
+        0,
+        "the window of one was kept, and both messages arrived"
+    );
+}
+
+#[test]
+fn nothing_from_outside_the_sa_changes_anything() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 11);
+    let (_, path, genuine) = world.sent.last().cloned().unwrap();
+    let status = format!("{:?}", world.status());
+    let mut forged: Vec<Vec<u8>> = vec![
+        vec![],
+        vec![0xff],
+        vec![0; 4],
+        vec![0; 32],
+        vec![0xa5; 60],
+        genuine.clone(),
+    ];
+    for position in 0..genuine.len() {
+        let mut bent = genuine.clone();
+        bent[position] ^= 0x20;
+        forged.push(bent);
+        forged.push(genuine[..position].to_vec());
+    }
+    // Our own message, reflected as if it were the gateway's.
+    let mut reflected = genuine;
+    reflected[4 + 19] ^= 0x28;
+    forged.push(reflected);
+    for mut datagram in forged {
+        let sent = world.sent.len();
+        assert!(
+            world
+                .client
+                .handle_datagram(path, &mut datagram, world.now)
+                .is_none()
+        );
+        assert!(
+            world.client.poll_transmit().is_none(),
+            "{datagram:02x?} was answered"
+        );
+        assert_eq!(world.sent.len(), sent);
+    }
+    world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+    assert!(world.run_until(Duration::from_secs(1), |world| world.received.len() == 1));
+    let now = world.status();
+    assert_eq!((now.state, now.child_sas.len()), (State::Connected, 1));
+    assert!(status.contains("Connected"));
+}
+
+#[test]
+fn a_new_connection_takes_the_old_one_down_first() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 12);
+    world.connect(cast.profile(AuthKind::Psk), cast.credentials());
+    assert!(
+        world.run_until(Duration::from_secs(5), |world| world.status().state
+            == State::Connected)
+    );
+    world.run(Duration::from_secs(1));
+    assert_eq!((world.gateway.sas(), world.gateway.established()), (1, 1));
+    let tunnels: Vec<bool> = world.plans.iter().map(|plan| plan.tunnel.is_some()).collect();
+    assert_eq!(tunnels, [true, false, true]);
+}
