@@ -5,9 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use peregrine_core::command::HostFault;
@@ -20,6 +22,9 @@ use super::state::Slot;
 use super::sysctl;
 use super::tun::Device;
 use super::{Config, fault};
+
+/// The kernel's table of its own addresses.
+const TABLE_LOCAL: u32 = 255;
 
 /// The gateways that a socket was asked for, so that a plan knows whether it covers one.
 pub(super) type Gateways = Arc<Mutex<BTreeSet<IpAddr>>>;
@@ -247,15 +252,40 @@ fn put_device(
         .copied()
         .filter(|address| families.contains(&Family::of(address)))
         .collect();
-    for address in wanted.iter().filter(|address| !present.contains(address)) {
+    let missing: Vec<IpNet> = wanted
+        .iter()
+        .copied()
+        .filter(|address| !present.contains(address))
+        .collect();
+    for address in &missing {
         netlink
             .add_address(link.index, *address)
             .map_err(|error| fault(format!("give {} the address {address}", link.name), error))?;
     }
+    await_own_addresses(netlink, &missing).map_err(failed)?;
     Ok(present
         .into_iter()
         .filter(|address| !wanted.contains(address))
         .collect())
+}
+
+/// Waits until the kernel takes packets to new IPv6 addresses for its own. It puts them into its table a moment after
+/// it has confirmed them, and a tunnel that is up should answer the first ping. If it takes long, so be it.
+fn await_own_addresses(netlink: &mut Netlink, added: &[IpNet]) -> io::Result<()> {
+    const TRIES: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(2);
+    let added: Vec<IpNet> = added.iter().map(|net| IpNet::from(net.addr())).collect();
+    if added.iter().any(|net| Family::of(net) == Family::V6) {
+        for _ in 0..TRIES {
+            let own = netlink.routes(Family::V6, TABLE_LOCAL)?;
+            let there = |net: &IpNet| Family::of(net) == Family::V4 || own.iter().any(|(own, _)| own == net);
+            if added.iter().all(there) {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+    Ok(())
 }
 
 /// Takes back, in reverse, what `slot`'s record says, and the device. Goes on after a failure, tells the first one,

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use zbus::Connection;
+use peregrine_core::command::HostFault;
 use zbus::connection::Builder;
+use zbus::{Connection, DBusError as _};
 
 use super::{Refusal, Wanted, fault};
 
@@ -64,9 +65,12 @@ pub(super) fn put(bus: Option<&str>, wanted: &Wanted<'_>) -> Result<(), Refusal>
         let bus = connect(bus).await.map_err(|_| Refusal::NotInCharge)?;
         call(&bus, "SetLinkDNS", &(index, servers))
             .await
-            .map_err(|error| match &error {
-                zbus::Error::MethodError(name, _, _) if is_absence(name) => Refusal::NotInCharge,
-                _ => Refusal::Failed(refused(&error)),
+            .map_err(|error| {
+                if is_absence(&name(&error)) {
+                    Refusal::NotInCharge
+                } else {
+                    Refusal::Failed(refused(&error))
+                }
             })?;
         let failed = |error: zbus::Error| Refusal::Failed(refused(&error));
         call(&bus, "SetLinkDomains", &(index, domains))
@@ -136,21 +140,30 @@ where
         .map(drop)
 }
 
-/// Whether a bus error says that there is no systemd-resolved.
-fn is_absence(name: &str) -> bool {
-    ["ServiceUnknown", "NameHasNoOwner", "Spawn."]
-        .iter()
-        .any(|word| name.contains(word))
-        || name.ends_with("NoSuchUnit")
+/// The name of the error that the bus or systemd-resolved answered with; empty for an error of another kind.
+fn name(error: &zbus::Error) -> String {
+    if let zbus::Error::MethodError(name, _, _) = error {
+        return name.to_string();
+    }
+    if let zbus::Error::FDO(error) = error {
+        return error.name().to_string();
+    }
+    String::new()
 }
 
-fn refused(error: &zbus::Error) -> peregrine_core::command::HostFault {
-    let permission = matches!(
-        error,
-        zbus::Error::MethodError(name, _, _)
-            if name.ends_with("AccessDenied") || name.ends_with("InteractiveAuthorizationRequired")
-    );
-    peregrine_core::command::HostFault {
+/// Whether a bus error says that there is no systemd-resolved.
+fn is_absence(name: &str) -> bool {
+    ["ServiceUnknown", "NameHasNoOwner", ".Spawn.", "NoSuchUnit"]
+        .iter()
+        .any(|word| name.contains(word))
+}
+
+fn refused(error: &zbus::Error) -> HostFault {
+    let name = name(error);
+    let permission = ["AccessDenied", "InteractiveAuthorizationRequired"]
+        .iter()
+        .any(|word| name.ends_with(word));
+    HostFault {
         permission,
         ..fault("set the name servers with systemd-resolved", error.to_string())
     }

@@ -1,0 +1,168 @@
+//! A plan says what shall be, not what to do: applied again it changes nothing, and it mends what others broke.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod common;
+
+use std::fs;
+
+use common::{Files, full_plan, in_namespace, plan, run, snapshot};
+use peregrine_core::plan::Plan;
+use peregrine_platform::host::Host as _;
+
+#[test]
+fn applied_again_nothing_changes() {
+    in_namespace(|| async {
+        let files = Files::new();
+        let host = files.host();
+        let before = snapshot();
+        let first = host.apply(full_plan()).await.unwrap();
+        assert_eq!(first.interface.as_deref(), Some("peregrine0"));
+        assert!(first.tun.is_some());
+        let up = snapshot();
+        assert_ne!(before, up);
+
+        let second = host.apply(full_plan()).await.unwrap();
+        assert!(second.tun.is_none(), "the device is kept");
+        assert_eq!(second.interface, first.interface);
+        assert_eq!(snapshot(), up);
+
+        let down = host.apply(Plan::default()).await.unwrap();
+        assert!(down.tun.is_none() && down.interface.is_none());
+        assert_eq!(snapshot(), before);
+        host.apply(Plan::default()).await.unwrap();
+        assert_eq!(snapshot(), before);
+        drop(host);
+        assert!(files.records().is_empty(), "{:?}", files.records());
+    });
+}
+
+#[test]
+fn what_others_broke_is_mended() {
+    in_namespace(|| async {
+        let files = Files::new();
+        let host = files.host();
+        let _first = host.apply(full_plan()).await.unwrap();
+        let up = snapshot();
+        for damage in [
+            "ip rule del pref 7000",
+            "ip -6 rule del pref 7000",
+            "ip addr del 10.3.0.1/32 dev peregrine0",
+            "ip -6 addr flush dev peregrine0",
+            "ip route flush table 1885667328",
+            "ip link set peregrine0 mtu 1300",
+            "ip link set peregrine0 down",
+        ] {
+            run(damage);
+            host.apply(full_plan()).await.unwrap();
+            assert_eq!(snapshot(), up, "after {damage}");
+        }
+        fs::write(files.resolv_conf(), "nameserver 192.0.2.99\n").unwrap();
+        host.apply(full_plan()).await.unwrap();
+        assert!(
+            fs::read_to_string(files.resolv_conf())
+                .unwrap()
+                .contains("nameserver 10.3.0.53\n")
+        );
+    });
+}
+
+#[test]
+fn a_deleted_device_is_made_again() {
+    in_namespace(|| async {
+        let files = Files::new();
+        let host = files.host();
+        let first = host.apply(full_plan()).await.unwrap();
+        run("ip link del peregrine0");
+        let second = host.apply(full_plan()).await.unwrap();
+        assert!(second.tun.is_some());
+        assert!(run("ip route get 198.51.100.1").contains("dev peregrine0"));
+        drop(first);
+        assert!(
+            run("ip route get 198.51.100.1").contains("dev peregrine0"),
+            "the old descriptor means nothing"
+        );
+    });
+}
+
+#[test]
+fn a_changed_plan_leaves_nothing_of_the_old_one() {
+    in_namespace(|| async {
+        let files = Files::new();
+        let host = files.host();
+        let first = host.apply(full_plan()).await.unwrap();
+        let mut changed = plan(
+            &["10.9.0.1/24", "10.9.0.2/24"],
+            &["192.0.2.0/24", "2001:db8::/32"],
+            &[],
+        );
+        if let Some(config) = &mut changed.tunnel {
+            config.mtu = 1300;
+            config.excluded.insert("192.0.2.128/25".parse().unwrap());
+            config.refused.insert("2001:db8:1::/48".parse().unwrap());
+        }
+        let second = host.apply(changed.clone()).await.unwrap();
+        assert!(second.tun.is_none(), "the device and its descriptor are kept");
+        let changed_over = snapshot();
+        assert!(run("ip link show peregrine0").contains("mtu 1300"));
+        assert!(!files.resolv_conf().exists(), "no name servers any more");
+
+        // The same plan on a machine that never had another one.
+        host.apply(Plan::default()).await.unwrap();
+        drop(first);
+        let again = host.apply(changed).await.unwrap();
+        let without_index = |snapshot: Vec<String>| {
+            snapshot
+                .iter()
+                .map(|part| {
+                    part.split(',')
+                        .filter(|field| !field.contains("\"ifindex\":"))
+                        .collect::<String>()
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(without_index(snapshot()), without_index(changed_over));
+        drop(again);
+    });
+}
+
+#[test]
+fn instances_do_not_disturb_each_other() {
+    in_namespace(|| async {
+        let files = Files::new();
+        let before = snapshot();
+        let one = files.host();
+        let first = one.apply(full_plan()).await.unwrap();
+        let with_one = snapshot();
+        let two = files.host();
+        let second = two
+            .apply(plan(&["10.4.0.1/32"], &["192.0.2.0/24"], &[]))
+            .await
+            .unwrap();
+        assert_eq!(second.interface.as_deref(), Some("peregrine1"));
+        two.apply(Plan::default()).await.unwrap();
+        assert_eq!(snapshot(), with_one);
+        drop((second, two));
+        one.apply(Plan::default()).await.unwrap();
+        drop(first);
+        assert_eq!(snapshot(), before);
+    });
+}
+
+#[test]
+fn dropping_the_host_takes_everything_back() {
+    in_namespace(|| async {
+        let files = Files::new();
+        fs::create_dir_all(files.path("etc")).unwrap();
+        fs::write(files.resolv_conf(), "nameserver 192.0.2.99\n").unwrap();
+        let before = snapshot();
+        let host = files.host();
+        let _applied = host.apply(full_plan()).await.unwrap();
+        drop(host);
+        assert_eq!(snapshot(), before);
+        assert_eq!(
+            fs::read_to_string(files.resolv_conf()).unwrap(),
+            "nameserver 192.0.2.99\n"
+        );
+    });
+}
