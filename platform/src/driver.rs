@@ -1,12 +1,9 @@
-//! The loop: bytes and events between the [`Client`], the [`Host`] and whoever commands and watches.
-//!
-//! It decides nothing. Everything runs on the caller's task; what takes long, such as applying a plan or resolving
-//! a name, is a future beside it, so that packets never wait for it.
+//! The loop that moves bytes and events between [`Client`] and [`Host`]. It decides nothing.
 
 use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -18,320 +15,506 @@ use peregrine_core::command::{
 use peregrine_core::esp::clamp_mss;
 use peregrine_core::plan::Plan;
 use peregrine_core::timer::Instant;
-use tokio::select;
 use tokio::sync::mpsc;
 
 use crate::batch::Batch;
-use crate::clock::{Alarm as _, seed};
-use crate::host::{Applied, Host, Socket as _, Tun as _};
+use crate::clock::{self, Alarm as _};
+use crate::host::{Applied, Host, Socket, Tun};
 
-/// News for whoever watches.
+/// How long the end may take: the client waits two seconds for the gateway, and the host needs its time too.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The shortest time between two [`Notice::Traffic`].
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// What the driver tells whoever runs it.
 #[derive(Clone, Debug)]
 pub enum Notice {
-    /// The whole truth, whenever it changed.
+    /// The whole truth, whenever it changed. When the reader is slow, only the latest is kept.
     Status(Box<Status>),
-    /// What went through so far.
+    /// What went through, after something did, and at most once a second.
     Traffic(Traffic),
 }
 
-/// How often [`Notice::Traffic`] comes while a tunnel is up.
-const TRAFFIC_EVERY: Duration = Duration::from_secs(1);
-
-/// Runs one client on `host` until `commands` is closed and everything is taken down.
+/// Runs one client on `host` until `commands` is closed: then it tells the gateway, takes everything back, and
+/// returns. It belongs on a runtime with one thread; everything happens on the caller's task, and what takes long,
+/// such as applying a plan or looking up a name, is a future beside it, so that packets do not wait.
 ///
-/// First makes the machine equal to the empty plan, which puts back what a crashed run left. Notices that the
-/// watcher has no room for are dropped; the next one tells the whole truth again.
+/// The first thing it does is to put back what a crashed run left on the machine.
 ///
 /// # Errors
-/// The host has no clock, entropy or thread for us, or what a crashed run left cannot be put back.
+/// What a crashed run left could not be put back, so nothing was begun; or what this run did could not be taken back
+/// at its end. What became of a connection is no error here: the last [`Notice::Status`] tells it.
 pub async fn run<H: Host>(
     host: &H,
     mut commands: mpsc::Receiver<Command>,
     notices: mpsc::Sender<Notice>,
 ) -> Result<(), HostFault> {
     host.apply(Plan::default()).await?;
+    let client = Client::new(clock::seed()?, host.now(), host.unix_time());
     let mut alarm = host.alarm()?;
-    let mut driver = Driver {
-        client: Client::new(seed()?, host.now(), host.unix_time()),
-        host,
-        notices,
-        v4: Endpoint::default(),
-        v6: Endpoint::default(),
-        tun: None,
-        mtu: u16::MAX,
-        jobs: FuturesUnordered::new(),
-        plans: 0,
-        sealed: Batch::for_sealed(),
-    };
-    let mut plain = Batch::new();
-    let (mut from_v4, mut from_v6) = (Batch::new(), Batch::new());
-    let mut traffic = tokio::time::interval(TRAFFIC_EVERY);
-    traffic.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut closing = false;
-    loop {
-        driver.drain();
-        let state = driver.client.status().state;
-        if closing && state == State::Idle && driver.jobs.is_empty() {
-            return Ok(());
-        }
-        alarm.set(driver.client.poll_timeout().map(|(due, _)| due));
-        select! {
-            command = commands.recv(), if !closing => match command {
-                Some(command) => driver.client.handle_command(command, host.now()),
-                None => {
-                    closing = true;
-                    driver.client.handle_command(Command::Disconnect, host.now());
+    let mut driver = Driver::new(host, client, notices);
+
+    let mut inbound = [Batch::new(), Batch::new()];
+    let mut outbound = Batch::new();
+    let mut report = pin!(tokio::time::sleep(Duration::ZERO));
+    let mut report_is_due = false;
+    let mut end_by = None;
+    while end_by.is_none() || !driver.is_at_rest() {
+        let next = driver.client.poll_timeout().map(|(at, _)| at);
+        alarm.set(next.into_iter().chain(end_by).min());
+
+        let Driver {
+            links,
+            tun,
+            plans,
+            answers,
+            outbox,
+            notices,
+            unsent,
+            ..
+        } = &mut driver;
+        let [inbound_v4, inbound_v6] = &mut inbound;
+        let wake = tokio::select! {
+            received = receive(links.v4.as_ref(), inbound_v4) => Wake::Datagrams(received),
+            received = receive(links.v6.as_ref(), inbound_v6) => Wake::Datagrams(received),
+            // While sealed packets wait for room, the next ones wait in the device's queue.
+            read = read(tun.as_ref(), &mut outbound), if outbox.is_empty() => Wake::Packets(read),
+            () = writable(outbox.next().and_then(|to| links.to(to))), if !outbox.is_empty() => Wake::Room,
+            applied = finish(&mut plans.running) => Wake::Applied(applied),
+            Some(answer) = answers.next() => Wake::Answer(answer),
+            command = commands.recv(), if end_by.is_none() => Wake::Command(command),
+            () = alarm.ring() => Wake::Time,
+            Ok(room) = notices.reserve(), if unsent.is_some() => {
+                if let Some(status) = unsent.take() {
+                    room.send(Notice::Status(status));
                 }
-            },
-            Some(done) = driver.jobs.next() => driver.finish(done),
-            () = alarm.ring() => driver.client.handle_timeout(host.now()),
-            received = receive(driver.v4.socket.as_ref(), &mut from_v4) => {
-                driver.open(received, &mut from_v4);
+                continue;
             }
-            received = receive(driver.v6.socket.as_ref(), &mut from_v6) => {
-                driver.open(received, &mut from_v6);
+            () = &mut report, if report_is_due => Wake::Report,
+        };
+        let now = driver.host.now();
+        match wake {
+            Wake::Datagrams(received) => {
+                if let Err(error) = received {
+                    tracing::debug!(%error, "a socket reports");
+                }
+                for batch in &mut inbound {
+                    driver.open(batch, now);
+                }
             }
-            read = read(driver.tun.as_ref(), &mut plain) => driver.seal(read, &mut plain).await,
-            _ = traffic.tick(), if state == State::Connected => {
-                driver.tell(Notice::Traffic(driver.client.traffic()));
+            Wake::Packets(Ok(())) => driver.seal(&mut outbound, now),
+            Wake::Packets(Err(error)) => driver.lose_tun(&error),
+            Wake::Room => {}
+            Wake::Applied(result) => driver.applied(result, now),
+            Wake::Answer(answer) => driver.client.handle_answer(answer, now),
+            Wake::Command(Some(command)) => driver.client.handle_command(command, now),
+            Wake::Command(None) => {
+                end_by = Some(now + END_PATIENCE);
+                driver.client.handle_command(Command::Disconnect, now);
+            }
+            Wake::Time => driver.client.handle_timeout(now),
+            Wake::Report => {
+                report_is_due = false;
+                driver.report();
             }
         }
-    }
-}
-
-/// A socket and the local address that the gateway's answers come to.
-struct Endpoint<S> {
-    socket: Option<S>,
-    local: Option<SocketAddr>,
-}
-
-impl<S> Default for Endpoint<S> {
-    fn default() -> Self {
-        Self {
-            socket: None,
-            local: None,
+        if !report_is_due && driver.moved {
+            report_is_due = true;
+            report.as_mut().reset(tokio::time::Instant::now() + REPORT_EVERY);
+        }
+        driver.drain(now);
+        if end_by.is_some_and(|end_by| now >= end_by) {
+            tracing::warn!("the connection did not end in time");
+            break;
         }
     }
+    driver.end().await
 }
 
-/// What a future beside the loop brings.
-enum Done<T> {
-    Resolved(Result<Vec<std::net::IpAddr>, HostFault>),
-    /// The plan with this number.
-    Applied(u64, Result<Applied<T>, HostFault>),
+/// What happened.
+enum Wake<T> {
+    Datagrams(io::Result<()>),
+    Packets(io::Result<()>),
+    /// There may be room to send again.
+    Room,
+    Applied(Result<Applied<T>, HostFault>),
+    Answer(Answer),
+    Command(Option<Command>),
+    Time,
+    Report,
 }
 
-type Job<T> = Pin<Box<dyn Future<Output = Done<T>>>>;
+type Pending<T> = Pin<Box<dyn Future<Output = T>>>;
 
 struct Driver<'h, H: Host> {
-    client: Client,
     host: &'h H,
-    notices: mpsc::Sender<Notice>,
-    v4: Endpoint<H::Socket>,
-    v6: Endpoint<H::Socket>,
+    client: Client,
+    links: Links<H::Socket>,
     tun: Option<H::Tun>,
-    mtu: u16,
-    jobs: FuturesUnordered<Job<H::Tun>>,
-    /// How many plans there were: only the last one's outcome is news to the client.
-    plans: u64,
-    sealed: Batch<SocketAddr>,
+    plans: Plans<H::Tun>,
+    answers: FuturesUnordered<Pending<Answer>>,
+    outbox: Outbox,
+    notices: mpsc::Sender<Notice>,
+    /// The latest status, when there was no room for it.
+    unsent: Option<Box<Status>>,
+    state: State,
+    /// Packets went through since the last report.
+    moved: bool,
+    reported: Traffic,
 }
 
-impl<H: Host> Driver<'_, H> {
-    /// Brings out everything that the client has for others.
-    fn drain(&mut self) {
-        loop {
-            if let Some(transmit) = self.client.poll_transmit() {
-                self.transmit(&transmit);
-            } else if let Some(event) = self.client.poll_event() {
-                self.act(event);
-            } else {
-                return;
-            }
+impl<'h, H: Host> Driver<'h, H> {
+    fn new(host: &'h H, client: Client, notices: mpsc::Sender<Notice>) -> Self {
+        Self {
+            host,
+            client,
+            links: Links { v4: None, v6: None },
+            tun: None,
+            plans: Plans {
+                wanted: Plan::default(),
+                running: None,
+                outdated: false,
+            },
+            answers: FuturesUnordered::new(),
+            outbox: Outbox::new(),
+            notices,
+            unsent: None,
+            state: State::Idle,
+            moved: false,
+            reported: Traffic::default(),
         }
     }
 
-    fn transmit(&self, transmit: &Transmit) {
-        let remote = transmit.path.remote;
-        let Some(socket) = &self.endpoint(remote).socket else {
-            return;
-        };
-        if let Err(error) = socket.send(remote, &transmit.payload) {
-            // As good as lost on the way: the client sends it again.
-            tracing::debug!(%remote, %error, "an IKE message was not sent");
-        }
+    /// Nothing is up and nothing is under way.
+    fn is_at_rest(&self) -> bool {
+        self.state == State::Idle && self.plans.running.is_none()
     }
 
-    fn act(&mut self, event: Event) {
-        match event {
-            Event::Status(status) => self.tell(Notice::Status(status)),
-            Event::Plan(plan) => {
-                self.plans += 1;
-                let number = self.plans;
-                if let Some(tunnel) = &plan.tunnel {
-                    self.mtu = tunnel.mtu;
-                } else {
-                    self.tun = None;
-                }
-                let applied = self.host.apply(plan);
-                self.jobs
-                    .push(Box::pin(async move { Done::Applied(number, applied.await) }));
-            }
-            Event::Ask(Ask::Resolve(name)) => {
-                let resolved = self.host.resolve(name);
-                self.jobs
-                    .push(Box::pin(async move { Done::Resolved(resolved.await) }));
-            }
-            Event::Ask(Ask::Bind(remote)) => {
-                let bound = self.bind(remote);
-                self.client
-                    .handle_answer(Answer::Bound(remote, bound), self.host.now());
-            }
-        }
-    }
-
-    fn bind(&mut self, remote: SocketAddr) -> Result<Bound, HostFault> {
-        let host = self.host;
-        let endpoint = if remote.is_ipv4() {
-            &mut self.v4
-        } else {
-            &mut self.v6
-        };
-        let socket = match endpoint.socket.take() {
-            Some(socket) => socket,
-            None => host.open(remote)?,
-        };
-        let way = host.way(&socket, remote);
-        endpoint.socket = Some(socket);
-        let bound = way?;
-        endpoint.local = Some(bound.path.local);
-        Ok(bound)
-    }
-
-    fn finish(&mut self, done: Done<H::Tun>) {
-        let answer = match done {
-            Done::Resolved(result) => Answer::Resolved(result),
-            // A later plan undoes or replaces whatever this one did.
-            Done::Applied(number, _) if number != self.plans => return,
-            Done::Applied(_, Ok(applied)) => {
-                if applied.tun.is_some() {
-                    self.tun = applied.tun;
-                }
-                Answer::Applied(Ok(applied.interface))
-            }
-            Done::Applied(_, Err(fault)) => Answer::Applied(Err(fault)),
-        };
-        self.client.handle_answer(answer, self.host.now());
-    }
-
-    fn endpoint(&self, remote: SocketAddr) -> &Endpoint<H::Socket> {
-        if remote.is_ipv4() { &self.v4 } else { &self.v6 }
-    }
-
-    fn tell(&self, notice: Notice) {
-        if self.notices.try_send(notice).is_err() {
-            tracing::debug!("nobody took a notice");
-        }
-    }
-
-    /// Datagrams from the gateway's side: inner packets go to the machine.
-    fn open(&mut self, received: io::Result<()>, batch: &mut Batch<SocketAddr>) {
-        if let Err(error) = received {
-            // A report about the network, such as a port that is closed: nothing that an attacker may act with.
-            tracing::debug!(%error, "receiving");
-        }
-        let now = self.host.now();
-        for (remote, datagram) in batch.packets() {
-            let Some(local) = self.endpoint(remote).local else {
+    /// Datagrams came in.
+    fn open(&mut self, batch: &mut Batch<SocketAddr>, now: Instant) {
+        for (source, datagram) in batch.packets() {
+            let Some(link) = self.links.to(source) else {
                 continue;
             };
-            let path = Path { local, remote };
+            let path = Path {
+                local: link.local(source),
+                remote: source,
+            };
             let Some(packet) = self.client.handle_datagram(path, datagram, now) else {
                 continue;
             };
-            clamp_mss(packet, self.mtu);
-            if let Some(tun) = &self.tun
-                && let Err(error) = tun.send(packet)
-            {
+            self.moved = true;
+            let (Some(tun), Some(mtu)) = (&self.tun, self.plans.mtu()) else {
+                continue;
+            };
+            clamp_mss(packet, mtu);
+            if let Err(error) = tun.send(packet) {
                 tracing::trace!(%error, "the machine did not take a packet");
             }
         }
         batch.clear();
     }
 
-    /// Inner packets from the machine: sealed, they go to the gateway.
-    async fn seal(&mut self, read: io::Result<()>, batch: &mut Batch<()>) {
-        if let Err(error) = read {
-            // The device went away under us; whoever took it tells why in the answer to the plan.
-            tracing::warn!(%error, "the tunnel device cannot be read any longer");
-            self.tun = None;
-        }
-        let now: Instant = self.host.now();
-        for ((), packet) in batch.packets() {
-            clamp_mss(packet, self.mtu);
-            self.client.handle_packet(
-                packet,
-                &mut Outbox {
-                    sealed: &mut self.sealed,
-                    remote: None,
-                },
-                now,
-            );
+    /// Packets came out of the tunnel device.
+    fn seal(&mut self, batch: &mut Batch<()>, now: Instant) {
+        if let Some(mtu) = self.plans.mtu() {
+            for ((), packet) in batch.packets() {
+                clamp_mss(packet, mtu);
+                self.client.handle_packet(packet, &mut self.outbox, now);
+            }
+            self.moved = true;
         }
         batch.clear();
-        let (v4, v6) = (&self.v4.socket, &self.v6.socket);
-        for (remote, datagram) in self.sealed.packets() {
-            let Some(socket) = (if remote.is_ipv4() { v4 } else { v6 }) else {
-                continue;
-            };
-            let mut sent = socket.send(remote, datagram);
-            if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-                // The machine's own queue slows the sender down rather than dropping what was sealed already.
-                sent = match socket.writable().await {
-                    Ok(()) => socket.send(remote, datagram),
-                    Err(error) => Err(error),
-                };
+    }
+
+    /// The tunnel device is gone although nobody asked for that: make the machine equal to the plan again.
+    fn lose_tun(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "the tunnel device is gone");
+        self.tun = None;
+        let wanted = self.plans.wanted.clone();
+        self.plans.ask(self.host, wanted);
+    }
+
+    /// A plan was applied, or could not be.
+    fn applied(&mut self, result: Result<Applied<H::Tun>, HostFault>, now: Instant) {
+        self.plans.running = None;
+        let answer = match result {
+            Ok(Applied { tun, interface }) => {
+                if tun.is_some() || interface.is_none() {
+                    self.tun = tun;
+                }
+                Ok(interface)
             }
-            if let Err(error) = sent {
-                tracing::trace!(%remote, %error, "a packet was not sent");
+            Err(fault) => {
+                self.tun = None;
+                Err(fault)
+            }
+        };
+        if self.plans.outdated {
+            let wanted = self.plans.wanted.clone();
+            self.plans.ask(self.host, wanted);
+        } else {
+            self.client.handle_answer(Answer::Applied(answer), now);
+        }
+    }
+
+    /// Acts on what the client wants until it wants nothing more, and sends what there is to send.
+    fn drain(&mut self, now: Instant) {
+        loop {
+            while let Some(transmit) = self.client.poll_transmit() {
+                self.queue(&transmit);
+            }
+            // A question may be answered at once, and the answer may have consequences.
+            let Some(event) = self.client.poll_event() else {
+                break;
+            };
+            self.act(event, now);
+        }
+        self.outbox.flush(&self.links);
+        if self.state == State::Idle {
+            self.links = Links { v4: None, v6: None };
+        }
+    }
+
+    fn act(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Ask(Ask::Resolve(name)) => {
+                let resolving = self.host.resolve(name);
+                self.answers
+                    .push(Box::pin(async { Answer::Resolved(resolving.await) }));
+            }
+            Event::Ask(Ask::Bind(remote)) => {
+                let bound = self.bind(remote);
+                self.client.handle_answer(Answer::Bound(remote, bound), now);
+            }
+            Event::Plan(plan) => self.plans.ask(self.host, plan),
+            Event::Status(status) => {
+                self.state = status.state;
+                // An earlier one that still waits is overtaken: each says everything.
+                self.unsent = None;
+                // If nobody listens any more, the end comes by the other channel.
+                let told = self.notices.try_send(Notice::Status(status));
+                if let Err(mpsc::error::TrySendError::Full(Notice::Status(status))) = told {
+                    self.unsent = Some(status);
+                }
             }
         }
-        self.sealed.clear();
+    }
+
+    /// The socket of `remote`'s address family, which one is made for if there is none yet.
+    fn bind(&mut self, remote: SocketAddr) -> Result<Bound, HostFault> {
+        let place = self.links.place(remote);
+        let link = match place {
+            Some(link) => link,
+            None => place.insert(Link {
+                socket: self.host.open(remote)?,
+                ways: Vec::new(),
+            }),
+        };
+        let bound = self.host.way(&link.socket, remote)?;
+        link.ways.retain(|way| way.remote.ip() != remote.ip());
+        link.ways.push(bound.path);
+        Ok(bound)
+    }
+
+    fn queue(&mut self, transmit: &Transmit) {
+        if !self.outbox.push(transmit) {
+            self.outbox.flush(&self.links);
+            if !self.outbox.push(transmit) {
+                tracing::debug!(to = %transmit.path.remote, "no room to send; it will be sent again");
+            }
+        }
+    }
+
+    /// Tells what went through, and once more when nothing did since, so that a watcher sees that it has stopped.
+    fn report(&mut self) {
+        let traffic = self.client.traffic();
+        let again = traffic != self.reported;
+        if std::mem::replace(&mut self.moved, again) {
+            self.reported = traffic.clone();
+            // A reader without room for it has not looked at the last one yet.
+            let _not_read = self.notices.try_send(Notice::Traffic(traffic));
+        }
+    }
+
+    /// Leaves nothing of ours on the machine.
+    async fn end(mut self) -> Result<(), HostFault> {
+        let clean = self.plans.wanted == Plan::default() && self.plans.running.is_none();
+        let result = if clean {
+            Ok(())
+        } else {
+            self.host.apply(Plan::default()).await.map(drop)
+        };
+        if let Some(status) = self.unsent.take() {
+            let told = self
+                .notices
+                .send_timeout(Notice::Status(status), REPORT_EVERY)
+                .await;
+            if told.is_err() {
+                tracing::debug!("nobody reads the last status");
+            }
+        }
+        result
     }
 }
 
-/// The batch of sealed packets as the client's sink.
-struct Outbox<'a> {
-    sealed: &'a mut Batch<SocketAddr>,
-    remote: Option<SocketAddr>,
+/// The plan that is wanted and the one that is being applied.
+struct Plans<T> {
+    wanted: Plan,
+    running: Option<Pending<Result<Applied<T>, HostFault>>>,
+    /// What is being applied is not what is wanted any more.
+    outdated: bool,
 }
 
-impl Sink for Outbox<'_> {
+impl<T> Plans<T> {
+    /// Applies `plan`, after the one that is being applied. Of those that wait, the latest wins.
+    fn ask<H: Host<Tun = T>>(&mut self, host: &H, plan: Plan) {
+        self.wanted = plan;
+        self.outdated = self.running.is_some();
+        if !self.outdated {
+            self.running = Some(Box::pin(host.apply(self.wanted.clone())));
+        }
+    }
+
+    /// The largest packet in the tunnel.
+    fn mtu(&self) -> Option<u16> {
+        self.wanted.tunnel.as_ref().map(|tunnel| tunnel.mtu)
+    }
+}
+
+/// One socket for each address family.
+struct Links<S> {
+    v4: Option<Link<S>>,
+    v6: Option<Link<S>>,
+}
+
+impl<S> Links<S> {
+    fn place(&mut self, remote: SocketAddr) -> &mut Option<Link<S>> {
+        match remote {
+            SocketAddr::V4(_) => &mut self.v4,
+            SocketAddr::V6(_) => &mut self.v6,
+        }
+    }
+
+    fn to(&self, remote: SocketAddr) -> Option<&Link<S>> {
+        match remote {
+            SocketAddr::V4(_) => self.v4.as_ref(),
+            SocketAddr::V6(_) => self.v6.as_ref(),
+        }
+    }
+}
+
+/// A socket and the ways that it was asked for: a few at most.
+struct Link<S> {
+    socket: S,
+    ways: Vec<Path>,
+}
+
+impl<S> Link<S> {
+    /// The socket's own address as `remote` sees it.
+    fn local(&self, remote: SocketAddr) -> SocketAddr {
+        let way = self
+            .ways
+            .iter()
+            .find(|way| way.remote.ip() == remote.ip())
+            .or_else(|| self.ways.last());
+        way.map_or(remote, |way| way.local)
+    }
+}
+
+/// Datagrams that wait to be sent.
+struct Outbox {
+    batch: Batch<SocketAddr>,
+    sent: usize,
+    reserved_for: Option<SocketAddr>,
+}
+
+impl Outbox {
+    fn new() -> Self {
+        Self {
+            batch: Batch::for_sealed(),
+            sent: 0,
+            reserved_for: None,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    /// Where the first of them goes.
+    fn next(&self) -> Option<SocketAddr> {
+        self.batch.about(self.sent)
+    }
+
+    /// Adds a datagram; whether there was room for it.
+    fn push(&mut self, transmit: &Transmit) -> bool {
+        match self.reserve(transmit.path, transmit.payload.len()) {
+            None => false,
+            Some(room) => {
+                room.copy_from_slice(&transmit.payload);
+                self.commit(transmit.payload.len());
+                true
+            }
+        }
+    }
+
+    /// Sends as many as there is room for.
+    fn flush<S: Socket>(&mut self, links: &Links<S>) {
+        for (to, datagram) in self.batch.packets().skip(self.sent) {
+            let sent = links.to(to).map_or(Ok(()), |link| link.socket.send(to, datagram));
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => tracing::debug!(%to, %error, "a datagram was not sent"),
+                Ok(()) => {}
+            }
+            self.sent += 1;
+        }
+        self.batch.clear();
+        self.sent = 0;
+    }
+}
+
+impl Sink for Outbox {
     fn reserve(&mut self, path: Path, len: usize) -> Option<&mut [u8]> {
-        self.remote = Some(path.remote);
-        self.sealed.room()?.get_mut(..len)
+        self.reserved_for = Some(path.remote);
+        self.batch.room()?.get_mut(..len)
     }
 
     fn commit(&mut self, len: usize) {
-        if let Some(remote) = self.remote.take() {
-            self.sealed.push(len, remote);
+        if let Some(remote) = self.reserved_for.take() {
+            self.batch.push(len, remote);
         }
     }
 }
 
-async fn receive<S: crate::host::Socket>(
-    socket: Option<&S>,
-    batch: &mut Batch<SocketAddr>,
-) -> io::Result<()> {
-    match socket {
-        Some(socket) => socket.recv(batch).await,
+async fn receive<S: Socket>(link: Option<&Link<S>>, batch: &mut Batch<SocketAddr>) -> io::Result<()> {
+    match link {
+        Some(link) => link.socket.recv(batch).await,
         None => pending().await,
     }
 }
 
-async fn read<T: crate::host::Tun>(tun: Option<&T>, batch: &mut Batch<()>) -> io::Result<()> {
+async fn read<T: Tun>(tun: Option<&T>, batch: &mut Batch<()>) -> io::Result<()> {
     match tun {
         Some(tun) => tun.recv(batch).await,
+        None => pending().await,
+    }
+}
+
+async fn writable<S: Socket>(link: Option<&Link<S>>) {
+    // Without a socket there is nothing to wait for: the next flush drops what was meant for it.
+    if let Some(link) = link
+        && let Err(error) = link.socket.writable().await
+    {
+        tracing::debug!(%error, "a socket reports");
+    }
+}
+
+async fn finish<T>(running: &mut Option<Pending<T>>) -> T {
+    match running {
+        Some(running) => running.await,
         None => pending().await,
     }
 }

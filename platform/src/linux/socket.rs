@@ -120,7 +120,9 @@ impl host::Socket for Socket {
 
     fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
         // Not through the runtime, which believes a new socket to be full until its first poll.
-        let sent = socket2::SockRef::from(&self.0).send_to(datagram, &remote.into()).map(drop);
+        let sent = socket2::SockRef::from(&self.0)
+            .send_to(datagram, &remote.into())
+            .map(drop);
         match sent {
             // Full indeed: let `writable` know.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

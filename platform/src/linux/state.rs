@@ -154,10 +154,7 @@ impl Slot {
     /// Reads the record. One that cannot be read is taken as "everything that a slot can have done".
     fn read(&mut self) {
         let path = self.directories.record(self.number);
-        self.record = match fs::read(&path)
-            .map_err(io::Error::from)
-            .and_then(|json| Ok(serde_json::from_slice(&json)?))
-        {
+        self.record = match fs::read(&path).and_then(|json| Ok(serde_json::from_slice(&json)?)) {
             Ok(record) => record,
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.record.clone(),
             Err(error) => {
@@ -273,7 +270,10 @@ impl Owner {
 /// Writes a file so that at any moment it is the old one or the new one, and that a power failure keeps either.
 /// A user or group of `u32::MAX` is whoever runs this.
 pub(super) fn write_atomically(path: &Path, content: &[u8], owner: Owner) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or(OsStr::new("record")).to_owned();
+    let mut name = path
+        .file_name()
+        .unwrap_or_else(|| OsStr::new("record"))
+        .to_owned();
     name.push(".peregrine-new");
     let temporary = path.with_file_name(name);
     remove(&temporary)?;

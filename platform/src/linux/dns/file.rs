@@ -193,7 +193,7 @@ fn target(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
         match fs::read_link(&path) {
-            Ok(link) => path = path.parent().unwrap_or(Path::new("/")).join(link),
+            Ok(link) => path = path.parent().unwrap_or_else(|| Path::new("/")).join(link),
             // Not a link, or nothing at all.
             Err(_) => return Ok(path),
         }
