@@ -506,7 +506,7 @@ impl Choice {
 /// A transform as received. Old gateways leave the key length of AES-CBC with 128 bits away.
 fn lenient(transform: &wire::Transform) -> Transform {
     let bare_cbc = transform.kind == TransformType::ENCR && transform.id == EncrId::AES_CBC.0;
-    let key_bits = transform.key_bits.or(bare_cbc.then_some(128));
+    let key_bits = transform.key_bits.or_else(|| bare_cbc.then_some(128));
     Transform {
         kind: transform.kind,
         id: transform.id,

@@ -1,5 +1,7 @@
 //! A tunnel that is up, in virtual time: liveness, the gateway's requests, and every way to end.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::net::IpAddr;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Bad networks, in virtual time: every message lost, repeated or late, in every exchange, and everything at once.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::net::IpAddr;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Gateways that say no, or that lie, in virtual time: each has its named failure, and nobody's secret leaves early.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::time::Duration;
 
 use peregrine_core::command::{Cause, Failure, HostFault, Side, Stage, State};

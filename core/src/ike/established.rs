@@ -87,7 +87,10 @@ impl Established {
     /// Opens an ESP packet in place.
     pub(crate) fn open<'d>(&mut self, datagram: &'d mut [u8], now: Instant) -> Result<&'d mut [u8], Discard> {
         let opened = self.child.inbound.open(datagram);
-        if matches!(opened, Ok(_) | Err(Discard::Dummy | Discard::Selector)) {
+        if opened
+            .as_ref()
+            .map_or_else(|reason| reason.is_authentic(), |_| true)
+        {
             self.channel.last_in = now;
         }
         opened

@@ -73,6 +73,28 @@ impl TrafficSelector {
         self.start_port == u16::MAX && self.end_port == 0
     }
 
+    /// The prefix length, if the addresses are exactly those of a prefix.
+    fn prefix(&self) -> Option<u32> {
+        let (differing, common) = match (self.start, self.end) {
+            (IpAddr::V4(start), IpAddr::V4(end)) => {
+                let differing = start.to_bits() ^ end.to_bits();
+                (
+                    u128::from(differing),
+                    (start.to_bits() & differing == 0).then(|| differing.leading_zeros()),
+                )
+            }
+            (IpAddr::V6(start), IpAddr::V6(end)) => {
+                let differing = start.to_bits() ^ end.to_bits();
+                (
+                    differing,
+                    (start.to_bits() & differing == 0).then(|| differing.leading_zeros()),
+                )
+            }
+            _ => return None,
+        };
+        common.filter(|_| differing & differing.wrapping_add(1) == 0)
+    }
+
     /// Whether the ranges are ranges: one family, and the start not after the end.
     const fn is_possible(&self) -> bool {
         let addresses = match (self.start, self.end) {
@@ -93,10 +115,10 @@ impl fmt::Display for TrafficSelector {
             start,
             end,
         } = self;
-        if start == end {
-            write!(f, "{start}")
-        } else {
-            write!(f, "{start}-{end}")
+        match self.prefix() {
+            _ if start == end => write!(f, "{start}"),
+            Some(prefix) => write!(f, "{start}/{prefix}"),
+            None => write!(f, "{start}-{end}"),
         }?;
         let any_port = (*start_port, *end_port) == (0, u16::MAX);
         match (protocol, any_port) {
