@@ -4,6 +4,8 @@
 //! committed corpora by `tests/tests/fuzz_corpus.rs`. Where octets are accepted, something must hold for what came
 //! out; a target panics when it does not.
 
+mod client;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -25,12 +27,15 @@ use peregrine_core::wire::{
     TrafficSelector, VERSION, decode_payloads, encode_message, encode_payloads, open_sealed, seal_fragments,
 };
 
+pub use client::client;
+
 /// A target.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("certificate", certificate),
+    ("client", client),
     ("eap", eap),
     ("esp", esp),
     ("key", key),
@@ -157,7 +162,7 @@ pub fn sealed(data: &[u8]) {
 
     // The peer composes all that is encrypted, the padding and its length included.
     let text = feed.0;
-    let Some(mut bytes) = seal_text(text, first, &key) else {
+    let Some(mut bytes) = seal_text(header(), first, None, text, &key, 1) else {
         return;
     };
     match open_sealed(&mut bytes, &key) {
@@ -187,19 +192,37 @@ fn header() -> Header {
     }
 }
 
-/// A message whose SK payload has `text` inside, as it is; none for a text that cannot be encrypted.
-fn seal_text(text: &[u8], first: PayloadType, key: &PacketKey) -> Option<Vec<u8>> {
+/// A message whose SK payload, or the SKF payload with this number and total, has `text` inside, as it is; none for a
+/// text that cannot be encrypted.
+fn seal_text(
+    header: Header,
+    first: PayloadType,
+    fragment: Option<(u16, u16)>,
+    text: &[u8],
+    key: &PacketKey,
+    iv: u64,
+) -> Option<Vec<u8>> {
     let suite = key.suite();
-    let body = [&vec![0; suite.iv_len()], text, &vec![0; suite.icv_len()]].concat();
+    let (kind, mut body) = match fragment {
+        None => (PayloadType::SK, Vec::new()),
+        Some((number, total)) => {
+            let numbers = [number.to_be_bytes(), total.to_be_bytes()].concat();
+            (PayloadType::SKF, numbers)
+        }
+    };
+    let start = Header::LEN + 4 + body.len();
+    body.resize(body.len() + suite.iv_len(), 0);
+    body.extend_from_slice(text);
+    body.resize(body.len() + suite.icv_len(), 0);
     let payload = Payload::Unknown {
-        kind: PayloadType::SK,
+        kind,
         critical: false,
         body: &body,
     };
-    let mut bytes = encode_message(header(), &[payload]).ok()?;
+    let mut bytes = encode_message(header, &[payload]).ok()?;
     *bytes.get_mut(Header::LEN)? = first.0;
-    let (covered, sealed) = bytes.split_at_mut_checked(Header::LEN + 4)?;
-    key.seal(1, covered, &[], sealed).ok()?;
+    let (covered, sealed) = bytes.split_at_mut_checked(start)?;
+    key.seal(iv, covered, &[], sealed).ok()?;
     Some(bytes)
 }
 
