@@ -425,7 +425,16 @@ fn traffic_selectors() {
         &hex!("01000000" "07000010" "0000ffff" "00000000" "ffffffff"),
         Payload::TsResponder(vec![TrafficSelector::ANY_V4.into()]),
     );
-    assert_eq!(v4.to_string(), "10.0.0.0-10.255.255.255[protocol 17, port 53]");
+    assert_eq!(v4.to_string(), "10.0.0.0/8[protocol 17, port 53]");
+    let text = |start: &str, end: &str| {
+        TrafficSelector::addresses(start.parse().unwrap(), end.parse().unwrap()).to_string()
+    };
+    assert_eq!(text("0.0.0.0", "255.255.255.255"), "0.0.0.0/0");
+    assert_eq!(text("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), "::/0");
+    assert_eq!(text("fd00:3::", "fd00:3::ffff"), "fd00:3::/112");
+    assert_eq!(text("10.0.0.1", "10.0.0.2"), "10.0.0.1-10.0.0.2");
+    assert_eq!(text("10.0.0.0", "10.0.0.2"), "10.0.0.0-10.0.0.2");
+    assert_eq!(text("10.0.0.1", "10.0.0.1"), "10.0.0.1");
     assert_eq!(TrafficSelector::ANY_V4.to_string(), "0.0.0.0-255.255.255.255");
     assert!(!v4.is_opaque());
 }
