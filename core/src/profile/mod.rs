@@ -19,7 +19,7 @@ use crate::pki::{Certificate, PrivateKey};
 use crate::proposal::{EspProposal, IkeProposal};
 
 pub use identity::{Identity, IdentityError};
-pub use parse::{FileRef, MissingSecret, Parsed, Source, WEAK_PSK_WARNING, is_weak_psk, parse};
+pub use parse::{FileRef, MissingSecret, Parsed, Passphrase, Source, WEAK_PSK_WARNING, is_weak_psk, parse};
 pub use report::{ProfileError, ProfileErrors, Remark, Report, Setting};
 
 /// One connection: which gateway, who we are, what goes through.

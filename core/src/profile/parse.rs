@@ -43,14 +43,25 @@ pub trait Source {
     fn load(&mut self, file: &FileRef) -> Result<Vec<u8>, String>;
 
     /// The passphrase of an encrypted private key, which `what` names. Called only when one is needed, with `attempt`
-    /// 1 at first, and again with the next number when it was wrong; none gives up.
-    fn passphrase(&mut self, what: &str, attempt: u32) -> Option<Secret>;
+    /// 1 at first, and again with the next number when it was wrong.
+    fn passphrase(&mut self, what: &str, attempt: u32) -> Passphrase;
 
     /// The certification authorities that the operating system trusts.
     ///
     /// # Errors
     /// Why they cannot be had.
     fn system_anchors(&mut self) -> Result<Vec<Certificate>, String>;
+}
+
+/// The answer to the question for a passphrase.
+#[derive(Clone, Debug)]
+pub enum Passphrase {
+    /// This may be it.
+    Is(Secret),
+    /// Nobody knows: the profile cannot be used.
+    GiveUp,
+    /// The key stays closed, since nobody is going to connect now; [`Credentials::key`] is then none.
+    Later,
 }
 
 /// A profile that was read.
@@ -215,8 +226,8 @@ const MAX_PROPOSALS: usize = 16;
 const MANY_PROPOSALS: usize = 4;
 /// Fewer characters can be guessed by whoever answers in the gateway's place (RFC 7296, section 2.15).
 const WEAK_PSK: usize = 20;
-const ROAMING: &str = "not used by this version: a new network needs a new connection";
-const NO_REKEYING: &str = "not used by this version: it does not rekey by itself yet";
+const NO_ROAMING: &str = "this version does not follow a change of networks yet";
+const NO_REKEYING: &str = "this version does not rekey by itself yet";
 
 struct Parser<'t, 's> {
     reader: Reader<'t>,
@@ -505,9 +516,12 @@ impl<'t> Parser<'t, '_> {
             .proposals(section, IkeProposal::parse, IkeProposal::legacy, default_ike)
             .unwrap_or_else(default_ike);
         let rekey = self.rekey(section, HOUR * 4);
-        let mobike = self.switch(section, "mobike", true);
+        let mobike = self
+            .reader
+            .value_or(section, "mobike", true, NO_ROAMING, |_, v| reader::boolean(v));
         if mobike && section.has("mobike") {
-            self.reader.not_used(section, "mobike", ROAMING);
+            self.reader
+                .not_used(section, "mobike", format!("not used: {NO_ROAMING}"));
         }
         let fragmentation = self.switch(section, "fragmentation", true);
         let fragment_size = self
@@ -598,10 +612,13 @@ impl<'t> Parser<'t, '_> {
     }
 
     fn rekey(&mut self, section: Section<'_, 't>, default: Duration) -> Duration {
-        let rekey = self.seconds(section, "rekey", default, 60..=7 * 86400);
-        if section.has("rekey") {
-            self.reader.not_used(section, "rekey", NO_REKEYING);
+        if !section.has("rekey") {
+            self.reader.defaulted(section, "rekey", NO_REKEYING);
+            return default;
         }
+        let rekey = self.seconds(section, "rekey", default, 60..=7 * 86400);
+        self.reader
+            .not_used(section, "rekey", format!("not used: {NO_REKEYING}"));
         rekey
     }
 

@@ -122,8 +122,10 @@ impl<'t> Reader<'t> {
         self.report.warnings.push(remark);
     }
 
+    /// A key that is read and checked, and then serves nothing.
     pub(super) fn not_used(&mut self, section: Section<'_, '_>, key: &str, message: impl Into<String>) {
         let remark = self.remark(section, key, message);
+        self.report.used.retain(|setting| setting.key != remark.key);
         self.report.not_used.push(remark);
     }
 

@@ -21,11 +21,13 @@ impl Source for Memory {
             .ok_or_else(|| "there is no such file".to_owned())
     }
 
-    fn passphrase(&mut self, what: &str, attempt: u32) -> Option<Secret> {
+    fn passphrase(&mut self, what: &str, attempt: u32) -> Passphrase {
         self.asked.push((what.to_owned(), attempt));
-        self.passphrases
-            .pop_front()
-            .map(|text| Secret::new(text.as_bytes().to_vec()))
+        match self.passphrases.pop_front() {
+            Some("later") => Passphrase::Later,
+            Some(text) => Passphrase::Is(Secret::from_slice(text.as_bytes())),
+            None => Passphrase::GiveUp,
+        }
     }
 
     fn system_anchors(&mut self) -> Result<Vec<Certificate>, String> {
@@ -220,7 +222,7 @@ fn every_key_has_its_effect() {
             "network.tcp_fallback"
         ]
     );
-    // Nothing is both used and without use to the reader, and no secret is told.
+    assert!(report.used.iter().all(|setting| !idle.contains(&setting.key.as_str())));
     assert!(
         report
             .used
@@ -381,7 +383,7 @@ fn what_this_version_cannot_do_is_said() {
         "{error}"
     );
     let report = read(&with("[ike]\nmobike = true\n")).unwrap().report;
-    assert!(remarks(&report.not_used)[0].starts_with("7: ike.mobike: not used by this version"));
+    assert!(remarks(&report.not_used)[0].starts_with("7: ike.mobike: not used: this version"));
 }
 
 #[test]

@@ -4,9 +4,18 @@ use std::ops::Range;
 
 use super::super::reader::Section;
 use super::super::{Anchors, Auth, AuthKind, Credentials, Identity};
-use super::{FileRef, Parser, WEAK_PSK};
+use super::{FileRef, Parser, Passphrase, WEAK_PSK};
 use crate::crypto::Secret;
 use crate::pki::{self, Certificate, LoadError, PrivateKey};
+
+const ENCRYPTED: &str = "encrypted; its passphrase is asked for when connecting";
+
+/// Something that may be encrypted.
+enum Opened<T> {
+    Open(T),
+    /// It stays closed for now.
+    Closed,
+}
 
 impl<'t> Parser<'t, '_> {
     /// Certification authorities from one or more files or PEM blocks.
@@ -74,10 +83,13 @@ impl<'t> Parser<'t, '_> {
             }
             AuthKind::Certificate | AuthKind::EapTls => {
                 let (key, chain) = self.key_and_chain(section)?;
-                self.check_own_certificate(section, chain.first()?, auth);
+                match chain.first() {
+                    Some(ours) => self.check_own_certificate(section, ours, auth),
+                    None => self.default_identity(section, "the certificate's"),
+                }
                 Some(Credentials {
                     chain,
-                    key: Some(key),
+                    key,
                     ..Credentials::default()
                 })
             }
@@ -120,7 +132,7 @@ impl<'t> Parser<'t, '_> {
         Some(Secret::new(text.as_bytes().to_vec()))
     }
 
-    fn key_and_chain(&mut self, section: Section<'_, 't>) -> Option<(PrivateKey, Vec<Certificate>)> {
+    fn key_and_chain(&mut self, section: Section<'_, 't>) -> Option<(Option<PrivateKey>, Vec<Certificate>)> {
         if section.has("pkcs12") {
             for key in ["certificate", "key"].into_iter().filter(|key| section.has(key)) {
                 self.reader
@@ -145,46 +157,38 @@ impl<'t> Parser<'t, '_> {
         let (key_text, key_span) = self.reader.silent_text(section, "key")?;
         let octets = self.octets(section, "key", key_text, key_span.clone())?;
         let what = name_of(section, "key", key_text);
-        let key = self.open(section, "key", key_span, &what, |passphrase| {
-            pki::load_private_key(&octets, passphrase)
-        })?;
+        let load = |passphrase: Option<&Secret>| pki::load_private_key(&octets, passphrase);
+        let Opened::Open(key) = self.open(section, "key", key_span, &what, load)? else {
+            self.reader.used(section, "certificate", text);
+            self.reader.used(section, "key", format!("{what} ({ENCRYPTED})"));
+            return Some((None, chain));
+        };
         let ours = chain.iter().position(|certificate| key.matches(certificate));
         let Some(ours) = ours else {
             let subject = chain.first().map(Certificate::subject_text).unwrap_or_default();
-            let message = format!("is not the private key of the certificate {subject}");
+            let message = format!("{what} is not the private key of the certificate {subject}");
             self.reader.error_at(section, "key", message);
             return None;
         };
         chain.swap(0, ours);
-        let shown = chain
-            .first()
-            .map(|certificate| self.describe(section, "certificate", text, certificate));
-        self.reader
-            .used(section, "certificate", shown.unwrap_or_default());
+        let shown = self.describe(section, "certificate", text, chain.first()?);
+        self.reader.used(section, "certificate", shown);
         self.reader.used(section, "key", what);
-        Some((key, chain))
+        Some((Some(key), chain))
     }
 
-    fn pkcs12(&mut self, section: Section<'_, 't>) -> Option<(PrivateKey, Vec<Certificate>)> {
+    fn pkcs12(&mut self, section: Section<'_, 't>) -> Option<(Option<PrivateKey>, Vec<Certificate>)> {
         let (text, span) = self.reader.silent_text(section, "pkcs12")?;
         let octets = self.octets(section, "pkcs12", text, span.clone())?;
-        let (key, mut chain) = self.open(section, "pkcs12", span.clone(), text, |passphrase| {
-            pki::load_pkcs12(&octets, passphrase)
-        })?;
-        let Some(ours) = chain.iter().position(|certificate| key.matches(certificate)) else {
-            self.reader.error(
-                span,
-                Some(section.key("pkcs12")),
-                "holds no certificate of its private key",
-            );
-            return None;
+        let load = |passphrase: Option<&Secret>| pki::load_pkcs12(&octets, passphrase);
+        let Opened::Open((key, chain)) = self.open(section, "pkcs12", span, text, load)? else {
+            self.reader
+                .used(section, "pkcs12", format!("{text} ({ENCRYPTED})"));
+            return Some((None, Vec::new()));
         };
-        chain.swap(0, ours);
-        let shown = chain
-            .first()
-            .map(|certificate| self.describe(section, "pkcs12", text, certificate));
-        self.reader.used(section, "pkcs12", shown.unwrap_or_default());
-        Some((key, chain))
+        let shown = self.describe(section, "pkcs12", text, chain.first()?);
+        self.reader.used(section, "pkcs12", shown);
+        Some((Some(key), chain))
     }
 
     /// Opens something that may be encrypted, asking for passphrases until one fits or nobody gives another.
@@ -195,7 +199,7 @@ impl<'t> Parser<'t, '_> {
         span: Range<usize>,
         what: &str,
         load: impl Fn(Option<&Secret>) -> Result<T, LoadError>,
-    ) -> Option<T> {
+    ) -> Option<Opened<T>> {
         if !self.reader.is_sound() {
             // Nobody should type a passphrase for a profile that cannot be used anyway.
             return None;
@@ -205,12 +209,13 @@ impl<'t> Parser<'t, '_> {
         while let Err(LoadError::PassphraseNeeded | LoadError::WrongPassphrase) = result {
             attempt += 1;
             match self.source.passphrase(what, attempt) {
-                Some(passphrase) => result = load(Some(&passphrase)),
-                None => break,
+                Passphrase::Is(passphrase) => result = load(Some(&passphrase)),
+                Passphrase::GiveUp => break,
+                Passphrase::Later => return Some(Opened::Closed),
             }
         }
         match result {
-            Ok(opened) => Some(opened),
+            Ok(opened) => Some(Opened::Open(opened)),
             Err(error) => {
                 self.reader
                     .error(span, Some(section.key(key)), format!("{what}: {error}"));

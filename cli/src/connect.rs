@@ -1,0 +1,280 @@
+//! `peregrine connect`: one tunnel in the foreground.
+
+use std::io::IsTerminal as _;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use peregrine_core::command::{Cause, Command, Failure, HostFault, Stage, State, Status, Traffic};
+use peregrine_core::profile::{Credentials, MissingSecret, Profile, WEAK_PSK_WARNING, is_weak_psk};
+use peregrine_platform::driver::{self, Notice};
+use peregrine_platform::linux::{self, LinuxHost};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::args::ConnectOptions;
+use crate::exit::{self, Exit};
+use crate::load::{self, LoadFault, Secrets};
+use crate::render::{self, Progress};
+use crate::screen::{self, Screen, Style};
+
+/// What `--json` prints, one on a line.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Event<'a> {
+    Status(&'a Status),
+    Traffic(&'a Traffic),
+    Failure(&'a Failure),
+}
+
+pub(crate) fn run(options: &ConnectOptions, verbose: u8) -> Exit {
+    let (profile, credentials) = match prepare(options) {
+        Ok(prepared) => prepared,
+        Err(ended) => return ended,
+    };
+    let started = Instant::now();
+    let log_is_on_screen =
+        (verbose > 0 || std::env::var_os("RUST_LOG").is_some()) && std::io::stderr().is_terminal();
+    let mut output = Output::new(options.json, log_is_on_screen, started);
+    if !linux::can_manage_network() {
+        let fault = HostFault {
+            action: "make network devices and routes".to_owned(),
+            reason: "that needs root or CAP_NET_ADMIN".to_owned(),
+            permission: true,
+        };
+        return output.fail(&Failure {
+            stage: Stage::Apply,
+            cause: Cause::Host(fault),
+        });
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
+        // The host's devices and sockets belong to the runtime.
+        let _inside = runtime.enter();
+        let host = match LinuxHost::new(linux::Config::system()) {
+            Ok(host) => host,
+            Err(fault) => {
+                return Ok(output.fail(&Failure {
+                    stage: Stage::Apply,
+                    cause: Cause::Host(fault),
+                }));
+            }
+        };
+        let timeout = options.timeout.map(|seconds| Duration::from_secs(seconds.into()));
+        runtime
+            .block_on(follow(host, profile, credentials, timeout, &mut output))
+            .map_err(|error| error.to_string())
+    });
+    ended.unwrap_or_else(|error| exit::unexpected(&error))
+}
+
+/// The profile with all its secrets.
+fn prepare(options: &ConnectOptions) -> Result<(Profile, Credentials), Exit> {
+    let secrets = Secrets::new(&options.secret, false).map_err(|message| exit::usage(&message))?;
+    let mut parsed = load::load(&options.file, &secrets).map_err(|fault| match fault {
+        LoadFault::Profile(errors) => exit::usage(&crate::check::refusal(&errors)),
+        LoadFault::Other(message) => exit::usage(&message),
+    })?;
+    for remark in parsed.report.warnings.iter().chain(&parsed.report.not_used) {
+        let line = remark
+            .line
+            .map_or_else(String::new, |line| format!("line {line}, "));
+        screen::write_error(&format!("Warning: {line}{}: {}\n", remark.key, remark.message));
+    }
+    // A password typed for nothing is a nuisance: without privileges nothing will come of it.
+    if let Some(missing) = parsed.missing_secret().filter(|_| linux::can_manage_network()) {
+        let secret = secrets
+            .ask(missing, &parsed.profile)
+            .map_err(|message| exit::usage(&message))?;
+        match missing {
+            MissingSecret::Password => parsed.credentials.password = Some(secret),
+            MissingSecret::Psk => {
+                if is_weak_psk(secret.as_bytes()) {
+                    screen::write_error(&format!("Warning: the pre-shared key is {WEAK_PSK_WARNING}\n"));
+                }
+                parsed.credentials.psk = Some(secret);
+            }
+        }
+    }
+    Ok((parsed.profile, parsed.credentials))
+}
+
+/// Why the connection is being taken down by us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// A signal asked for it.
+    Asked,
+    /// It was not up in time.
+    TooLate,
+}
+
+/// Runs the tunnel until it ends, and shows it.
+async fn follow(
+    host: LinuxHost,
+    profile: Profile,
+    credentials: Credentials,
+    timeout: Option<Duration>,
+    output: &mut Output,
+) -> std::io::Result<Exit> {
+    let mut interrupts = [
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::hangup())?,
+    ];
+    let (commands, command_queue) = mpsc::channel(4);
+    let (notices, mut notice_queue) = mpsc::channel(64);
+    // The queue is new and has room.
+    let _queued = commands.try_send(Command::Connect(Box::new(profile), credentials));
+    let mut driver = pin!(driver::run(&host, command_queue, notices));
+    let mut deadline = pin!(tokio::time::sleep(timeout.unwrap_or(Duration::MAX)));
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut commands = Some(commands);
+    let mut ending = None;
+    let mut failure = None;
+    let mut begun = false;
+    let driven = loop {
+        let [interrupt, terminate, hangup] = &mut interrupts;
+        tokio::select! {
+            biased;
+            ended = &mut driver => break ended,
+            Some(notice) = notice_queue.recv() => match notice {
+                Notice::Status(status) => {
+                    output.status(&status);
+                    begun |= status.state != State::Idle || status.failure.is_some();
+                    if status.state == State::Idle && begun {
+                        failure = status.failure.or(failure);
+                        commands = None; // ends the driver
+                    }
+                }
+                Notice::Traffic(traffic) => output.traffic(&traffic),
+            },
+            _ = interrupt.recv() => commands = end(commands, &mut ending, Ending::Asked)?,
+            _ = terminate.recv() => commands = end(commands, &mut ending, Ending::Asked)?,
+            _ = hangup.recv() => commands = end(commands, &mut ending, Ending::Asked)?,
+            () = &mut deadline, if timeout.is_some() && ending.is_none() && !output.progress.is_connected() => {
+                commands = end(commands, &mut ending, Ending::TooLate)?;
+            }
+            _ = tick.tick() => output.tick(),
+        }
+    };
+    while let Ok(notice) = notice_queue.try_recv() {
+        match notice {
+            Notice::Status(status) => {
+                output.status(&status);
+                failure = status.failure.or(failure);
+            }
+            Notice::Traffic(traffic) => output.traffic(&traffic),
+        }
+    }
+    let stage = output.progress.stage().unwrap_or(Stage::Resolve);
+    let failure = match (driven, ending, failure) {
+        // Whatever became of the connection, a machine that is not as before comes first.
+        (Err(fault), ..) => Some(Failure {
+            stage: Stage::Apply,
+            cause: Cause::Host(fault),
+        }),
+        (Ok(()), Some(Ending::TooLate), _) => Some(Failure {
+            stage,
+            cause: Cause::TimedOut,
+        }),
+        (Ok(()), Some(Ending::Asked), _) if output.progress.is_connected() => None,
+        (Ok(()), Some(Ending::Asked), _) => Some(Failure {
+            stage,
+            cause: Cause::Cancelled,
+        }),
+        (Ok(()), None, failure) => failure,
+    };
+    Ok(match failure {
+        Some(failure) => output.fail(&failure),
+        None => output.done(),
+    })
+}
+
+/// Begins the end: closing the commands takes everything down. Being asked twice does not wait for the gateway.
+fn end(
+    commands: Option<mpsc::Sender<Command>>,
+    ending: &mut Option<Ending>,
+    why: Ending,
+) -> std::io::Result<Option<mpsc::Sender<Command>>> {
+    match (commands, *ending) {
+        (Some(_), _) => *ending = Some(why),
+        (None, Some(Ending::Asked)) => {
+            return Err(std::io::Error::other("stopped at once; the gateway may not know"));
+        }
+        (None, _) => {}
+    }
+    Ok(None)
+}
+
+/// Where events are shown.
+struct Output {
+    json: bool,
+    started: Instant,
+    screen: Screen,
+    progress: Progress,
+}
+
+impl Output {
+    fn new(json: bool, still: bool, started: Instant) -> Self {
+        let screen = Screen::new(json || still);
+        let progress = Progress::new(screen.style());
+        Self {
+            json,
+            started,
+            screen,
+            progress,
+        }
+    }
+
+    fn status(&mut self, status: &Status) {
+        let lines = self.progress.status(status, self.started.elapsed());
+        if self.json {
+            return print(&Event::Status(status));
+        }
+        self.screen.lines(&lines);
+        self.tick();
+    }
+
+    fn traffic(&mut self, traffic: &Traffic) {
+        self.progress.traffic(traffic, self.started.elapsed());
+        if self.json {
+            print(&Event::Traffic(traffic));
+        }
+    }
+
+    fn tick(&mut self) {
+        let line = self
+            .progress
+            .live(self.started.elapsed())
+            .filter(|_| self.screen.is_live());
+        self.screen.live(line);
+    }
+
+    fn fail(&mut self, failure: &Failure) -> Exit {
+        self.screen.clear();
+        if self.json {
+            print(&Event::Failure(failure));
+        } else {
+            let lines = render::failure(Style::of(true), failure, self.started.elapsed());
+            screen::write_error(&(lines.join("\n") + "\n"));
+        }
+        Exit::from(failure)
+    }
+
+    fn done(&mut self) -> Exit {
+        let line = self
+            .progress
+            .farewell(self.started.elapsed())
+            .filter(|_| !self.json);
+        self.screen.lines(&line.into_iter().collect::<Vec<_>>());
+        Exit::Done
+    }
+}
+
+fn print(event: &Event<'_>) {
+    match serde_json::to_string(event) {
+        Ok(line) => screen::write(&(line + "\n")),
+        Err(error) => tracing::error!(%error, "an event could not be written"),
+    }
+}
