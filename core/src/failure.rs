@@ -269,6 +269,9 @@ impl Failure {
                 "The gateway's proof does not fit the pre-shared key.".into()
             }
             Cause::GatewayAuthInvalid(method) => format!("The gateway's signature ({method}) is not valid."),
+            Cause::AuthMethodNotAllowed(AuthMethod::RSA_SIGNATURE) => {
+                "The gateway knows RSA signatures with SHA-1 only, which the profile does not allow.".into()
+            }
             Cause::AuthMethodNotAllowed(method) => {
                 format!("The gateway proves its identity with {method}, which the profile does not allow.")
             }

@@ -43,9 +43,15 @@ fn main() -> ExitCode {
             ("ike_ecp521_sha512", |lab| {
                 ike(lab, "aes256gcm16-prfsha512-ecp521")
             }),
-            ("ike_modp2048_cbc", |lab| ike(lab, "aes256-sha256-modp2048")),
-            ("ike_modp3072_cbc", |lab| ike(lab, "aes256-sha384-modp3072")),
-            ("ike_modp4096_cbc", |lab| ike(lab, "aes128-sha512-modp4096")),
+            ("ike_modp2048_cbc", |lab| {
+                ike(lab, "aes256-sha256-prfsha256-modp2048")
+            }),
+            ("ike_modp3072_cbc", |lab| {
+                ike(lab, "aes256-sha384-prfsha384-modp3072")
+            }),
+            ("ike_modp4096_cbc", |lab| {
+                ike(lab, "aes128-sha512-prfsha512-modp4096")
+            }),
             ("ike_chacha20_poly1305", |lab| {
                 ike(lab, "chacha20poly1305-prfsha256-x25519")
             }),

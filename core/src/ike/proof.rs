@@ -82,13 +82,8 @@ pub(super) fn sign(
         KeyKind::Rsa { .. } if config.profile.gateway.allow_sha1_auth => {
             (AuthMethod::RSA_SIGNATURE, SignatureScheme::RsaPkcs1Sha1)
         }
-        KeyKind::Rsa { .. } => {
-            return Err(refused(
-                "the gateway does not know RFC 7427 signatures, and without them an RSA key signs with SHA-1, which \
-                 the profile does not allow"
-                    .into(),
-            ));
-        }
+        // Without RFC 7427 an RSA key signs with SHA-1.
+        KeyKind::Rsa { .. } => return Err(Cause::AuthMethodNotAllowed(AuthMethod::RSA_SIGNATURE)),
         kind @ (KeyKind::Ed25519 | KeyKind::Unsupported) => {
             return Err(refused(format!(
                 "the gateway does not know RFC 7427 signatures, and without them no key of kind {kind} can be used"
