@@ -17,7 +17,7 @@ use peregrine_core::pki::{
     Certificate, PrivateKey, SignatureEncoding, SignatureScheme, load_certificates, load_pkcs12,
     load_private_key, verify_gateway, verify_signature, verify_tls_server,
 };
-use peregrine_core::profile::{AuthKind, FileRef, Identity, Profile, Source, parse};
+use peregrine_core::profile::{AuthKind, FileRef, Identity, Passphrase, Profile, Source, parse};
 use peregrine_core::proposal::{self, EspProposal, IkeProposal};
 use peregrine_core::rng::Rng;
 use peregrine_core::timer::UnixTime;
@@ -453,8 +453,12 @@ impl Source for Files {
         }
     }
 
-    fn passphrase(&mut self, _what: &str, attempt: u32) -> Option<Secret> {
-        (attempt == 1).then(|| Secret::from_slice(b"secret"))
+    fn passphrase(&mut self, _what: &str, attempt: u32) -> Passphrase {
+        if attempt == 1 {
+            Passphrase::Is(Secret::from_slice(b"secret"))
+        } else {
+            Passphrase::GiveUp
+        }
     }
 
     fn system_anchors(&mut self) -> Result<Vec<Certificate>, String> {
