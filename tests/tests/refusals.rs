@@ -431,3 +431,56 @@ fn a_machine_that_refuses_the_plan_is_left_clean() {
     world.run(Duration::from_secs(3));
     assert_eq!(world.gateway.sas(), 0, "the gateway was told");
 }
+
+#[test]
+fn all_but_an_address_counts_as_everything() {
+    let cast = Cast::default();
+    let mut world = cast.world(AuthKind::Psk, 18);
+    world.gateway.config.pool = vec!["10.3.0.1".parse().unwrap()];
+    let all_but_the_last =
+        TrafficSelector::addresses("0.0.0.0".parse().unwrap(), "255.255.255.254".parse().unwrap());
+    world.gateway.config.selectors = Some(vec![all_but_the_last]);
+    let mut profile = cast.profile(AuthKind::Psk);
+    profile.child.accept_narrowing = true;
+    world.connect_and_wait(profile, cast.credentials()).unwrap();
+    let tunnel = world.plans.last().unwrap().tunnel.clone().unwrap();
+    assert!(
+        tunnel.refused.contains(&"::/0".parse().unwrap()),
+        "IPv6 would leave beside the tunnel"
+    );
+}
+
+#[test]
+fn a_name_server_in_an_excluded_network_is_not_asked() {
+    let cast = Cast::default();
+    let mut world = cast.world(AuthKind::Psk, 19);
+    let mut profile = cast.profile(AuthKind::Psk);
+    profile.child.exclude = ["10.3.0.0/16".parse().unwrap()].into();
+    world.connect_and_wait(profile, cast.credentials()).unwrap();
+    let tunnel = world.plans.last().unwrap().tunnel.clone().unwrap();
+    assert_eq!(
+        tunnel.dns.servers.len(),
+        0,
+        "its answers would come from the network outside"
+    );
+}
+
+#[test]
+fn a_machine_that_loses_the_tunnel_later_ends_the_connection() {
+    let cast = Cast::default();
+    let mut world = cast.world(AuthKind::Psk, 20);
+    world
+        .connect_and_wait(cast.profile(AuthKind::Psk), cast.credentials())
+        .unwrap();
+    let fault = HostFault {
+        action: "set the name servers".into(),
+        reason: "timed out".into(),
+        permission: false,
+    };
+    world.client.handle_answer(
+        peregrine_core::command::Answer::Applied(Err(fault.clone())),
+        world.now,
+    );
+    world.run(Duration::from_secs(3));
+    assert_eq!(world.failure().unwrap().cause, Cause::Host(fault));
+}

@@ -222,12 +222,38 @@ impl Client {
                 None
             }
             packet => {
+                if self.is_inbound_exhausted() {
+                    self.leave(
+                        Some(Failure {
+                            stage: Stage::Apply,
+                            cause: Cause::Exhausted,
+                        }),
+                        None,
+                        now,
+                    );
+                    self.settle(now);
+                }
                 let Phase::Up(up) = &mut self.phase else {
                     self.shown.unknown_spi += 1;
                     return None;
                 };
                 up.sa.established_mut()?.open(packet, now).ok()
             }
+        }
+    }
+
+    /// The inbound SA has refused a packet because its key has protected all that it may: it will take no more.
+    fn is_inbound_exhausted(&self) -> bool {
+        match &self.phase {
+            Phase::Up(up) => up
+                .sa
+                .established()
+                .is_some_and(|sa| sa.child.is_inbound_exhausted()),
+            Phase::Idle
+            | Phase::Resolving(_)
+            | Phase::Racing(_)
+            | Phase::Negotiating(_)
+            | Phase::Leaving(_) => false,
         }
     }
 
@@ -336,7 +362,7 @@ impl Client {
                 self.shown.since = Some(self.io.unix(now));
                 self.announce();
             }
-            (Phase::Up(up), Err(fault)) if !up.applied => {
+            (Phase::Up(_), Err(fault)) => {
                 self.leave(
                     Some(Failure {
                         stage: Stage::Apply,

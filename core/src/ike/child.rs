@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use super::keys::{Cut, Nonces, SaKeys};
 use crate::command::{Cause, Traffic};
 use crate::crypto::PacketKey;
-use crate::esp::{Inbound, Outbound, Selectors};
+use crate::esp::{Discard, Inbound, Outbound, Selectors};
 use crate::profile::{DnsPolicy, Profile};
 use crate::proposal::{self, EspSuite};
 use crate::rng::Rng;
@@ -60,6 +60,11 @@ pub(crate) struct ChildSa {
 }
 
 impl ChildSa {
+    /// The inbound half takes no more packets.
+    pub(crate) fn is_inbound_exhausted(&self) -> bool {
+        self.inbound.counters().discarded(Discard::Exhausted) > 0
+    }
+
     /// What went through, both ways.
     pub(crate) fn traffic(&self) -> Traffic {
         let (sent, received) = (self.outbound.counters(), self.inbound.counters());
@@ -307,8 +312,8 @@ fn narrow(
         return Err(Cause::SelectorsNarrowed(missing.join(", ")));
     }
     // Once the gateway chose what goes inside, the rest is outside by its choice; a family that it has no address
-    // for at all is a lack, not a choice.
-    let refused = if missing.is_empty() {
+    // for at all is a lack, not a choice, and so is one beside a tunnel for nearly everything.
+    let refused = if missing.is_empty() || is_nearly_everything(&granted) {
         wanted.iter().filter(|net| !has(net)).copied().collect()
     } else {
         BTreeSet::new()
@@ -326,6 +331,20 @@ fn narrow(
             refused,
         },
     ))
+}
+
+/// Whether these networks are most of the IPv4 or the IPv6 Internet: gateways leave out single addresses, such as
+/// their own, of what is meant to be everything.
+fn is_nearly_everything<'a>(networks: impl IntoIterator<Item = &'a IpNet>) -> bool {
+    let (mut v4, mut v6) = (0_u64, 0_u128);
+    for network in networks {
+        match network {
+            IpNet::V4(network) => v4 += 1 << (32 - network.prefix_len()),
+            // In units of a /64, so that nothing overflows.
+            IpNet::V6(network) => v6 += 1 << 64_u8.saturating_sub(network.prefix_len()),
+        }
+    }
+    v4 > 1 << 31 || v6 > 1 << 63
 }
 
 fn covers(ts: &TrafficSelector, ip: IpAddr) -> bool {
@@ -350,13 +369,20 @@ impl InnerNetwork {
     /// The name servers and domains to use, as the profile wants them. A server that the tunnel does not lead to is
     /// left out: asking it would tell names to the network outside.
     pub(crate) fn dns(&self, profile: &Profile) -> crate::plan::Dns {
-        let reached = |server: &&IpAddr| self.routes.iter().any(|route| route.contains(*server));
+        let reached = |server: &&IpAddr| {
+            self.routes.iter().any(|route| route.contains(*server))
+                && !profile
+                    .child
+                    .exclude
+                    .iter()
+                    .any(|excluded| excluded.contains(*server))
+        };
         let servers: Vec<IpAddr> = match &profile.network.dns {
             DnsPolicy::None => Vec::new(),
             DnsPolicy::Gateway => self.assigned.servers.iter().filter(reached).copied().collect(),
             DnsPolicy::Servers(servers) => servers.clone(),
         };
-        let full = self.routes.iter().any(|route| route.prefix_len() == 0);
+        let full = is_nearly_everything(&self.routes);
         let domains = match (&profile.network.domains, &profile.network.dns) {
             _ if servers.is_empty() => Vec::new(),
             (ours, _) if !ours.is_empty() => ours.clone(),

@@ -222,7 +222,12 @@ fn every_key_has_its_effect() {
             "network.tcp_fallback"
         ]
     );
-    assert!(report.used.iter().all(|setting| !idle.contains(&setting.key.as_str())));
+    assert!(
+        report
+            .used
+            .iter()
+            .all(|setting| !idle.contains(&setting.key.as_str()))
+    );
     assert!(
         report
             .used
