@@ -42,6 +42,9 @@ impl From<&Failure> for Exit {
             | Cause::IdentityMismatch { .. }
             | Cause::GatewayAuthInvalid(_)
             | Cause::AuthMethodNotAllowed(_)
+            | Cause::Sha1Only
+            | Cause::CertificateForPsk(_)
+            | Cause::EapKeyMismatch
             | Cause::GatewayUnproven
             | Cause::AuthenticationFailed
             | Cause::EapMethod { .. }

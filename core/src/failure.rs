@@ -87,6 +87,12 @@ pub enum Cause {
     GatewayAuthInvalid(AuthMethod),
     /// The gateway proves itself in a way that the profile does not allow.
     AuthMethodNotAllowed(AuthMethod),
+    /// The gateway signs with RSA and SHA-1, or knows no other signature of ours, and the profile does not allow it.
+    Sha1Only,
+    /// The gateway proves itself by a signature although the profile has a pre-shared key.
+    CertificateForPsk(AuthMethod),
+    /// The gateway does not hold the key that EAP agreed on with its server.
+    EapKeyMismatch,
     /// The gateway wanted its EAP round before proving its identity.
     GatewayUnproven,
     /// The gateway refused our authentication (AUTHENTICATION_FAILED).
@@ -161,6 +167,16 @@ impl Failure {
         }
     }
 
+    /// How far it had come, as a stable word for scripts: the stage, or `connected` when the tunnel was up.
+    #[must_use]
+    pub const fn step(&self) -> &'static str {
+        match (self.stage, &self.cause) {
+            (Stage::Apply, Cause::Host(_) | Cause::TimedOut | Cause::Cancelled) => Stage::Apply.name(),
+            (Stage::Apply, _) => "connected",
+            (stage, _) => stage.name(),
+        }
+    }
+
     /// A stable word for scripts.
     #[must_use]
     pub const fn code(&self) -> &'static str {
@@ -178,7 +194,10 @@ impl Failure {
             Cause::IdentityMismatch { .. } => "gateway_identity_mismatch",
             Cause::GatewayAuthInvalid(AuthMethod::SHARED_KEY_MIC) => "wrong_psk",
             Cause::GatewayAuthInvalid(_) => "gateway_signature_invalid",
-            Cause::AuthMethodNotAllowed(_) => "gateway_auth_method_not_allowed",
+            Cause::AuthMethodNotAllowed(_) | Cause::Sha1Only | Cause::CertificateForPsk(_) => {
+                "gateway_auth_method_not_allowed"
+            }
+            Cause::EapKeyMismatch => "eap_key_mismatch",
             Cause::GatewayUnproven => "gateway_unproven",
             Cause::AuthenticationFailed => "authentication_failed",
             Cause::EapMethod { .. } => "eap_method_mismatch",
@@ -234,6 +253,9 @@ impl Failure {
             | Cause::Certificate(_)
             | Cause::GatewayAuthInvalid(_)
             | Cause::AuthMethodNotAllowed(_)
+            | Cause::Sha1Only
+            | Cause::CertificateForPsk(_)
+            | Cause::EapKeyMismatch
             | Cause::GatewayUnproven
             | Cause::SelectorsRefused
             | Cause::SelectorsNotSubset
@@ -269,9 +291,15 @@ impl Failure {
                 "The gateway's proof does not fit the pre-shared key.".into()
             }
             Cause::GatewayAuthInvalid(method) => format!("The gateway's signature ({method}) is not valid."),
-            Cause::AuthMethodNotAllowed(AuthMethod::RSA_SIGNATURE) => {
+            Cause::Sha1Only => {
                 "The gateway knows RSA signatures with SHA-1 only, which the profile does not allow.".into()
             }
+            Cause::CertificateForPsk(method) => {
+                format!(
+                    "The gateway proves its identity with {method}, but the profile has a pre-shared key."
+                )
+            }
+            Cause::EapKeyMismatch => "The gateway does not hold the key that EAP agreed on.".into(),
             Cause::AuthMethodNotAllowed(method) => {
                 format!("The gateway proves its identity with {method}, which the profile does not allow.")
             }
@@ -346,9 +374,16 @@ impl Failure {
             Cause::GatewayAuthInvalid(_) => {
                 vec!["Gateway: its private key must belong to the certificate that it sends."]
             }
-            Cause::AuthMethodNotAllowed(AuthMethod::RSA_SIGNATURE) => vec![
+            Cause::Sha1Only => vec![
                 "Gateway: let it sign with SHA-256 or better (RFC 7427).",
                 "If that is impossible, `gateway.allow_sha1_auth = true` accepts SHA-1 for this profile, which is weak.",
+            ],
+            Cause::CertificateForPsk(_) => vec![
+                "Set `auth.method` to what the gateway's administrator names.",
+                "Gateway: use the pre-shared key on both sides.",
+            ],
+            Cause::EapKeyMismatch => vec![
+                "Gateway: its RADIUS server must hand over the session key (MS-MPPE-Send-Key and -Recv-Key).",
             ],
             Cause::AuthMethodNotAllowed(_) | Cause::GatewayUnproven => {
                 vec!["Gateway: it must prove itself with a certificate before it asks who we are."]
@@ -513,7 +548,7 @@ impl Serialize for Failure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut object = serializer.serialize_struct("Failure", 7)?;
         object.serialize_field("phase", &self.phase())?;
-        object.serialize_field("step", self.stage.name())?;
+        object.serialize_field("step", self.step())?;
         object.serialize_field("code", self.code())?;
         object.serialize_field("side", &self.side())?;
         object.serialize_field("message", &self.message())?;

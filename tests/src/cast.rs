@@ -139,6 +139,8 @@ impl Cast {
             refuse_init: None,
             refuse_auth: None,
             refuse_child: None,
+            bare_refusal: false,
+            wrong_msk: false,
             insist_on: None,
             signature_hashes: true,
             fragment: Some(1200),

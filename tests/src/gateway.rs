@@ -39,7 +39,7 @@ pub struct GatewayConfig {
     pub ike: Vec<IkeProposal>,
     /// ESP proposals that it accepts.
     pub esp: Vec<EspProposal>,
-    /// Demand a cookie first (RFC 7296, section 2.6).
+    /// Demand a cookie first, another one for every request (RFC 7296, section 2.6).
     pub cookie: bool,
     /// Answer IKE_SA_INIT with this error instead.
     pub refuse_init: Option<NotifyType>,
@@ -47,6 +47,10 @@ pub struct GatewayConfig {
     pub refuse_auth: Option<NotifyType>,
     /// Answer the Child SA with this error instead.
     pub refuse_child: Option<NotifyType>,
+    /// Leave AUTH out when the Child SA is refused, as some gateways do.
+    pub bare_refusal: bool,
+    /// Make the AUTH after EAP with another key.
+    pub wrong_msk: bool,
     /// Ask for this key exchange method, whatever was offered.
     pub insist_on: Option<KeMethod>,
     /// Speak RFC 7427.
@@ -144,6 +148,7 @@ pub struct Gateway {
     /// Answer every inner packet with its reverse.
     pub echo: bool,
     out: Vec<Outgoing>,
+    cookies: u32,
     /// Every decrypted payload type that the client sent, with the exchange: what an eavesdropper at the gateway sees.
     pub transcript: Vec<(ExchangeType, u32, Vec<PayloadType>)>,
     /// No more than this is answered: the gateway is dead.
@@ -163,6 +168,7 @@ impl Gateway {
             received: Vec::new(),
             echo: true,
             out: Vec::new(),
+            cookies: 0,
             transcript: Vec::new(),
             silent: false,
         }
@@ -395,11 +401,15 @@ impl Gateway {
             self.out.push(wrap(path, &refuse(error, &[])));
             return;
         }
-        let cookie = sha1(&[b"cookie", &header.initiator_spi.0]);
-        let has_cookie = message.payloads.iter().any(
-            |payload| matches!(payload, Payload::Notify(it) if it.kind == NotifyType::COOKIE && it.data == cookie),
-        );
+        let cookie = sha1(&[b"cookie", &self.cookies.to_be_bytes()]);
+        let has_cookie = message.payloads.iter().any(|payload| match payload {
+            Payload::Notify(it) if it.kind == NotifyType::COOKIE => {
+                (0..self.cookies).any(|number| it.data == sha1(&[b"cookie", &u32::to_be_bytes(number)]))
+            }
+            _ => false,
+        });
         if self.config.cookie && !has_cookie {
+            self.cookies += 1;
             self.out.push(wrap(path, &refuse(NotifyType::COOKIE, &cookie)));
             return;
         }
@@ -797,12 +807,19 @@ impl Sa {
         } else if let Some(kind) = refused {
             more.push(Payload::Notify(Notify::new(kind, &[])));
         }
+        if let (true, Some(kind)) = (config.bare_refusal, refused) {
+            return self.seal(response, &[Payload::Notify(Notify::new(kind, &[]))]);
+        }
         match msk {
             None => self.prove(response, config, None, &more),
             Some(msk) => {
                 let (kind, data) = config.identity.to_wire();
                 let octets = self.octets(false, &Id::new(kind, &data).body());
-                let mic = self.mic(msk, &octets);
+                let mic = if config.wrong_msk {
+                    self.mic(b"another", &octets)
+                } else {
+                    self.mic(msk, &octets)
+                };
                 let auth = Payload::Auth(Auth {
                     method: AuthMethod::SHARED_KEY_MIC,
                     data: mic.as_bytes(),

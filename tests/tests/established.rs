@@ -276,3 +276,69 @@ fn a_new_connection_takes_the_old_one_down_first() {
     let tunnels: Vec<bool> = world.plans.iter().map(|plan| plan.tunnel.is_some()).collect();
     assert_eq!(tunnels, [true, false, true]);
 }
+
+#[test]
+fn a_request_that_overtakes_the_last_answer_is_served_when_it_comes_again() {
+    let cast = Cast::default();
+    let mut world = cast.world(AuthKind::Psk, 13);
+    let late = Fate::Late(Duration::from_millis(1500));
+    world.link.rules = vec![Rule {
+        times: 3,
+        ..Rule::first(Way::Down, ExchangeType::IKE_AUTH, late)
+    }];
+    world.connect(cast.profile(AuthKind::Psk), cast.credentials());
+    assert!(world.run_until(Duration::from_secs(1), |world| world.gateway.established() == 1));
+    world.gateway_does(|gateway, now| gateway.ask_liveness(now));
+    assert!(
+        world.run_until(Duration::from_secs(5), |world| world.status().state
+            == State::Connected)
+    );
+    world.run(Duration::from_secs(5));
+    assert_eq!(
+        world.gateway.answers().len(),
+        1,
+        "the gateway's question stays unanswered for good"
+    );
+}
+
+#[test]
+fn replayed_messages_are_no_sign_of_life() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 14);
+    let recorded = std::cell::RefCell::new(Vec::new());
+    world.gateway_does(|gateway, now| {
+        let question = gateway.ask_liveness(now);
+        recorded.borrow_mut().extend(question.clone());
+        question
+    });
+    world.run(Duration::from_secs(2));
+    world.gateway.silent = true;
+    // Somebody in the path keeps sending the gateway's last question.
+    for _ in 0..30 {
+        world.run(Duration::from_secs(3));
+        for (path, datagram) in recorded.borrow().iter() {
+            let path = world.link.seen_by_client(*path);
+            let _ = world
+                .client
+                .handle_datagram(path, &mut datagram.clone(), world.now);
+            while world.client.poll_transmit().is_some() {}
+        }
+    }
+    assert_eq!(
+        world.failure().map(|failure| failure.cause),
+        Some(Cause::PeerDead)
+    );
+}
+
+#[test]
+fn sleep_in_the_middle_of_a_question_is_no_death() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, 15);
+    world.link.rules = vec![Rule::first(Way::Down, ExchangeType::INFORMATIONAL, Fate::Drop)];
+    assert!(world.run_until(Duration::from_secs(60), |world| informational(world) == 1));
+    world.now = world.now + Duration::from_secs(8 * 3600);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.status().state, State::Connected);
+    world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+    assert!(world.run_until(Duration::from_secs(1), |world| world.received.len() == 1));
+}

@@ -484,3 +484,101 @@ fn a_machine_that_loses_the_tunnel_later_ends_the_connection() {
     world.run(Duration::from_secs(3));
     assert_eq!(world.failure().unwrap().cause, Cause::Host(fault));
 }
+
+#[test]
+fn slow_networks_and_fresh_cookies_agree_on_one_request() {
+    let cast = Cast::default();
+    for latency in [200, 600, 900] {
+        let mut world = cast.world(AuthKind::Psk, 21);
+        world.gateway.config.cookie = true;
+        world.link.latency = Duration::from_millis(latency);
+        world
+            .connect_and_wait(cast.profile(AuthKind::Psk), cast.credentials())
+            .unwrap_or_else(|it| panic!("{latency} ms: {it}"));
+    }
+}
+
+#[test]
+fn a_refused_child_is_named_even_without_auth() {
+    let cast = Cast::default();
+    for (error, cause) in [
+        (NotifyType::TS_UNACCEPTABLE, Cause::SelectorsRefused),
+        (NotifyType::NO_PROPOSAL_CHOSEN, Cause::NoChildProposal),
+        (NotifyType::INTERNAL_ADDRESS_FAILURE, Cause::NoInnerAddress),
+    ] {
+        let mut world = cast.world(AuthKind::Certificate, 22);
+        world.gateway.config.refuse_child = Some(error);
+        world.gateway.config.bare_refusal = true;
+        let failure = fails(&mut world, &cast, AuthKind::Certificate);
+        assert_eq!((failure.cause, failure.stage), (cause, Stage::ChildSa));
+    }
+}
+
+#[test]
+fn a_gateway_without_the_eap_key_is_not_a_wrong_psk() {
+    let cast = Cast::default();
+    let mut world = cast.world(AuthKind::EapTls, 23);
+    world.gateway.config.wrong_msk = true;
+    let failure = fails(&mut world, &cast, AuthKind::EapTls);
+    assert_eq!(
+        (failure.cause.clone(), failure.code()),
+        (Cause::EapKeyMismatch, "eap_key_mismatch")
+    );
+}
+
+#[test]
+fn a_certificate_where_a_psk_was_expected_is_told_as_such() {
+    let cast = Cast::default();
+    let mut world = cast.world(AuthKind::Psk, 24);
+    world.gateway.config.proof =
+        Proof::Certificate(vec![cast.gateway.certificate()], cast.gateway.private_key());
+    let failure = fails(&mut world, &cast, AuthKind::Psk);
+    assert_eq!(
+        failure.cause,
+        Cause::CertificateForPsk(AuthMethod::DIGITAL_SIGNATURE)
+    );
+}
+
+#[test]
+fn a_family_that_the_gateway_leaves_out_of_a_full_tunnel_does_not_leak() {
+    let cast = Cast::default();
+    // Addresses of both families, selectors of one.
+    let mut world = cast.world(AuthKind::Psk, 25);
+    world.gateway.config.selectors = Some(vec![TrafficSelector::ANY_V4]);
+    let mut profile = cast.profile(AuthKind::Psk);
+    profile.child.accept_narrowing = true;
+    world.connect_and_wait(profile, cast.credentials()).unwrap();
+    let tunnel = world.plans.last().unwrap().tunnel.clone().unwrap();
+    assert_eq!(
+        tunnel.refused.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["::/0"]
+    );
+}
+
+#[test]
+fn selectors_are_compared_as_sets() {
+    let cast = Cast::default();
+    let range =
+        |start: &str, end: &str| TrafficSelector::addresses(start.parse().unwrap(), end.parse().unwrap());
+    let mut profile = cast.profile(AuthKind::Psk);
+    profile.child.remote_ts = vec!["10.0.0.0/9".parse().unwrap(), "10.128.0.0/9".parse().unwrap()];
+    let mut world = cast.world(AuthKind::Psk, 26);
+    world.gateway.config.selectors = Some(vec![range("10.0.0.0", "10.255.255.255")]);
+    world
+        .connect_and_wait(profile.clone(), cast.credentials())
+        .unwrap();
+    // All addresses, but one port only.
+    let mut world = cast.world(AuthKind::Psk, 26);
+    let web = TrafficSelector {
+        protocol: 6,
+        start_port: 443,
+        end_port: 443,
+        ..range("10.0.0.0", "10.255.255.255")
+    };
+    world.gateway.config.selectors = Some(vec![web]);
+    let failure = world.connect_and_wait(profile, cast.credentials()).unwrap_err();
+    assert!(
+        matches!(failure.cause, Cause::SelectorsNarrowed(_)),
+        "{failure:?}"
+    );
+}

@@ -412,8 +412,12 @@ impl Client {
     }
 
     fn come_up(&mut self, now: Instant) {
-        let Phase::Negotiating(negotiating) = std::mem::replace(&mut self.phase, Phase::Idle) else {
-            return;
+        let negotiating = match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Negotiating(negotiating) => negotiating,
+            other => {
+                self.phase = other;
+                return;
+            }
         };
         let Negotiating { config, sa, bound } = *negotiating;
         let Some(established) = sa.established() else {
@@ -447,9 +451,12 @@ impl Client {
                 (Some(up.sa), true)
             }
             Phase::Leaving(mut leaving) => {
+                let is_wish = failure.is_none();
                 leaving.failure = leaving.failure.or(failure);
-                // A tunnel that was asked for and given up again while the old one goes down never begins.
-                leaving.next = next;
+                // Only the user's next wish replaces the one before it.
+                if is_wish {
+                    leaving.next = next;
+                }
                 self.phase = Phase::Leaving(leaving);
                 return;
             }

@@ -9,7 +9,7 @@ use super::established::Established;
 use super::init::Agreed;
 use super::nat::Nat;
 use super::proof::{self, PeerVerified, Proven, Transcript, shared_key_mic};
-use super::{Broken, Cx, News, Next, SaConfig, State, delete_ike, notify, unsendable};
+use super::{Broken, Cx, News, Next, SaConfig, State, delete_ike, error_notify, notify, unsendable};
 use crate::command::{Cause, Failure, Stage};
 use crate::eap::{Eap, EapConfig, EapError, EapMethod, EapMsChapV2, EapTls, Msk, Step};
 use crate::profile::{AuthKind, DnsPolicy, Identity};
@@ -18,7 +18,7 @@ use crate::timer::{Instant, Timer};
 use crate::wire::iana::{
     AuthMethod, CertEncoding, CfgAttr, CfgType, ExchangeType, HashAlgorithm, IdType, NotifyType,
 };
-use crate::wire::{self, Cert, CertReq, CfgAttribute, Cp, Id, Payload, Ts};
+use crate::wire::{self, Cert, CertReq, CfgAttribute, Cp, Header, Id, Payload, Ts};
 
 /// A gateway that asks a slow RADIUS server needs longer than one that answers by itself.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -208,13 +208,14 @@ impl Auth {
     }
 
     pub(super) fn handle(mut self: Box<Self>, message: &mut [u8], cx: &mut Cx<'_>) -> Next {
+        // A gateway that believes the SA to be up may ask already. Not taken here, its request comes again and is
+        // answered once both sides are proven.
+        if Header::decode(message).is_ok_and(|header| !header.flags.response) {
+            return Ok(State::Auth(self));
+        }
         let Some(opened) = self.channel.open(message, cx) else {
             return Ok(State::Auth(self));
         };
-        if !opened.header.flags.response {
-            // A gateway has nothing to ask before both sides are proven.
-            return Ok(State::Auth(self));
-        }
         let stage = self.stage();
         match self.answer(&opened, cx) {
             Ok(Answered::More(auth)) => Ok(State::Auth(auth)),
@@ -510,15 +511,11 @@ fn refuse_critical(payloads: &[Payload<'_>]) -> Result<(), Cause> {
     })
 }
 
-/// What a response without AUTH and EAP says.
+/// What a response without AUTH and EAP says. Some gateways leave AUTH out when only the Child SA fails.
 fn refusal(payloads: &[Payload<'_>]) -> Cause {
-    let error = payloads.iter().find_map(|payload| match payload {
-        Payload::Notify(notify) if notify.kind.is_error() => Some(notify.kind),
-        _ => None,
-    });
-    match error {
+    match error_notify(payloads) {
         Some(NotifyType::AUTHENTICATION_FAILED) => Cause::AuthenticationFailed,
-        Some(other) => Cause::Refused(other),
+        Some(error) => child::refusal(error).unwrap_or(Cause::Refused(error)),
         None => Cause::GatewayUnproven,
     }
 }

@@ -21,6 +21,8 @@ const SAFE_DATAGRAM: u16 = 576;
 /// What an IP and a UDP header and the non-ESP marker take, in octets.
 const OVERHEAD_V4: usize = 20 + 8 + 4;
 const OVERHEAD_V6: usize = 40 + 8 + 4;
+/// A retransmission that is this late was not held up by the network: the machine slept.
+const SLEPT: Duration = Duration::from_secs(20);
 /// The size of a sealed message that is never cut.
 const UNFRAGMENTED: usize = 65_535;
 
@@ -117,11 +119,12 @@ impl Channel {
         self.last_out = cx.now;
     }
 
-    /// The outstanding request has waited for its response as long as `patience` allows.
+    /// The outstanding request has waited for its response as long as `patience` allows, and not because the machine
+    /// slept.
     pub(crate) fn is_given_up(&self, now: Instant, patience: Duration) -> bool {
-        self.outstanding
-            .as_ref()
-            .is_some_and(|request| now >= request.backoff.started() + patience)
+        self.outstanding.as_ref().is_some_and(|request| {
+            now >= request.backoff.started() + patience && now < request.backoff.due() + SLEPT
+        })
     }
 
     /// When the outstanding request is sent again or given up.
@@ -130,13 +133,17 @@ impl Channel {
         Some((backoff.due().min(backoff.started() + patience), Timer::Retransmit))
     }
 
-    /// Sends the outstanding request again if it is time.
+    /// Sends the outstanding request again if it is time. After sleep the waiting begins anew: nobody could answer.
     pub(crate) fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
-        if self
-            .outstanding
-            .as_ref()
-            .is_some_and(|request| cx.now >= request.backoff.due())
-        {
+        let Some(request) = &mut self.outstanding else {
+            return;
+        };
+        let due = request.backoff.due();
+        if cx.now >= due + SLEPT {
+            request.backoff = Backoff::start(cx.now, cx.rng);
+            let again = request.messages.clone();
+            self.send(&again, cx);
+        } else if cx.now >= due {
             self.retransmit(cx);
         }
     }
@@ -201,13 +208,15 @@ impl Channel {
             && request.messages.len() > 1
             && request.backoff.transmissions() == 2;
         if cut_smaller {
-            self.fragment_size = Some(SAFE_DATAGRAM);
             // Other cuts are other plaintexts: sealed anew, under new initialization vectors.
             let id = self.next_id.saturating_sub(1);
             let header = self.header(request.exchange, id, false);
             if let Ok(payloads) = decode_payloads(request.first, &request.body, Header::LEN)
-                && let Ok(messages) = self.seal(header, &payloads, self.fragment_size)
+                && let Ok(messages) = self.seal(header, &payloads, Some(SAFE_DATAGRAM))
+                // The total must grow, or the peer mixes both cuts (RFC 7383, section 2.5.2).
+                && messages.len() > request.messages.len()
             {
+                self.fragment_size = Some(SAFE_DATAGRAM);
                 request.messages = messages;
             }
         }
@@ -248,7 +257,6 @@ impl Channel {
             return None;
         }
         let opened = open_sealed(message, &self.keys.open).ok()?;
-        self.last_in = cx.now;
         if repeated {
             // RFC 7383, section 2.6.1: only the first fragment of a repeated request draws the answer again.
             if opened.fragment.is_none_or(|(number, _)| number == 1)
@@ -272,6 +280,8 @@ impl Channel {
                 set.add(header.message_id, number, total, opened.first, opened.body)?
             }
         };
+        // Only what is new shows that the peer lives: anybody can replay (RFC 7296, section 2.4).
+        self.last_in = cx.now;
         if response {
             if let Some(request) = self.outstanding.take()
                 && request.backoff.transmissions() == 1

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use super::keys::{Cut, Nonces, SaKeys};
+use super::{error_notify, is_private};
 use crate::command::{Cause, Traffic};
 use crate::crypto::PacketKey;
 use crate::esp::{Discard, Inbound, Outbound, Selectors};
@@ -117,24 +118,20 @@ pub(super) fn conclude(
     keys: &SaKeys,
     nonces: &Nonces,
 ) -> Result<Made, Cause> {
-    let (mut sa, mut local, mut remote, mut reply, mut error) = (None, None, None, None, None);
+    let (mut sa, mut local, mut remote, mut reply) = (None, None, None, None);
     for payload in payloads {
         match payload {
             Payload::Sa(proposals) => sa = Some(proposals),
             Payload::TsInitiator(selectors) => local = Some(selectors),
             Payload::TsResponder(selectors) => remote = Some(selectors),
             Payload::Cp(cp) if cp.kind == CfgType::REPLY => reply = Some(cp),
-            Payload::Notify(notify) if notify.kind.is_error() => error = error.or(Some(notify.kind)),
             _ => {}
         }
     }
-    if let Some(error) = error {
-        return Err(match error {
-            NotifyType::NO_PROPOSAL_CHOSEN => Cause::NoChildProposal,
-            NotifyType::TS_UNACCEPTABLE => Cause::SelectorsRefused,
-            NotifyType::INTERNAL_ADDRESS_FAILURE | NotifyType::FAILED_CP_REQUIRED => Cause::NoInnerAddress,
-            other => Cause::ChildRefused(other),
-        });
+    let complete = sa.is_some() && local.is_some() && remote.is_some();
+    // A private notify beside a complete child is none of our business.
+    if let Some(error) = error_notify(payloads).filter(|error| !complete || !is_private(*error)) {
+        return Err(refusal(error).unwrap_or(Cause::ChildRefused(error)));
     }
     let broken = |what: String| Cause::ChildProtocol(what);
     let (Some(sa), Some(local), Some(remote)) = (sa, local, remote) else {
@@ -181,6 +178,17 @@ pub(super) fn conclude(
         outbound_spi,
     };
     Ok(Made { child, network })
+}
+
+/// What an error about the Child SA means, if it is about the Child SA.
+pub(super) fn refusal(error: NotifyType) -> Option<Cause> {
+    match error {
+        NotifyType::NO_PROPOSAL_CHOSEN => Some(Cause::NoChildProposal),
+        NotifyType::TS_UNACCEPTABLE => Some(Cause::SelectorsRefused),
+        NotifyType::INTERNAL_ADDRESS_FAILURE | NotifyType::FAILED_CP_REQUIRED => Some(Cause::NoInnerAddress),
+        NotifyType::SINGLE_PAIR_REQUIRED | NotifyType::NO_ADDITIONAL_SAS => Some(Cause::ChildRefused(error)),
+        _ => None,
+    }
 }
 
 /// The gateway's CFG_REPLY (RFC 7296, section 3.15). Unknown attributes are skipped; an address that no host can have
@@ -267,13 +275,9 @@ fn narrow(
     remote: &[TrafficSelector],
     assigned: Assigned,
 ) -> Result<(Selectors, InnerNetwork), Cause> {
-    let wanted = &profile.child.remote_ts;
-    let within = |ts: &TrafficSelector| {
-        wanted
-            .iter()
-            .any(|net| net.contains(&ts.start) && net.contains(&ts.end))
-    };
-    if !remote.iter().all(within) {
+    let wanted = IpNet::aggregate(&profile.child.remote_ts);
+    let within = |net: &IpNet| wanted.iter().any(|wanted| wanted.contains(net));
+    if !remote.iter().flat_map(subnets).all(|net| within(&net)) {
         return Err(Cause::SelectorsNotSubset);
     }
     // Whatever the gateway says is ours, we only ever are the addresses that it assigned.
@@ -293,10 +297,16 @@ fn narrow(
         })
         .collect();
     if ours.is_empty() {
-        return Err(Cause::SelectorsNotSubset);
+        return Err(Cause::ChildProtocol(
+            "its traffic selectors leave out the address that it assigned to us".into(),
+        ));
     }
-    let granted: Vec<IpNet> =
-        IpNet::aggregate(&remote.iter().flat_map(subnets).take(MAX_ROUTES + 1).collect());
+    let granted = IpNet::aggregate(&remote.iter().flat_map(subnets).collect());
+    // What is carried for some ports or protocols only is not carried.
+    let whole = remote
+        .iter()
+        .filter(|ts| (ts.protocol, ts.start_port, ts.end_port) == (0, 0, u16::MAX));
+    let carried = IpNet::aggregate(&whole.flat_map(subnets).collect());
     if granted.len() > MAX_ROUTES {
         return Err(Cause::ChildProtocol(format!(
             "the gateway's traffic selectors need over {MAX_ROUTES} routes"
@@ -305,16 +315,22 @@ fn narrow(
     let has = |net: &IpNet| ours.iter().any(|ts| ts.start.is_ipv4() == net.addr().is_ipv4());
     let missing: Vec<&IpNet> = wanted
         .iter()
-        .filter(|net| has(net) && !granted.iter().any(|route| route.contains(*net)))
+        .filter(|net| has(net) && !carried.iter().any(|route| route.contains(*net)))
         .collect();
     if !missing.is_empty() && !profile.child.accept_narrowing {
         let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
         return Err(Cause::SelectorsNarrowed(missing.join(", ")));
     }
-    // Once the gateway chose what goes inside, the rest is outside by its choice; a family that it has no address
-    // for at all is a lack, not a choice, and so is one beside a tunnel for nearly everything.
-    let refused = if missing.is_empty() || is_nearly_everything(&granted) {
-        wanted.iter().filter(|net| !has(net)).copied().collect()
+    // Once the gateway chose what goes inside, the rest is outside by its choice; a family that it has no address or no
+    // selector for at all is a lack, not a choice, and so is one beside a tunnel for nearly everything.
+    let is_routed = |net: &IpNet| {
+        has(net)
+            && granted
+                .iter()
+                .any(|route| route.addr().is_ipv4() == net.addr().is_ipv4())
+    };
+    let refused = if missing.is_empty() || is_nearly_everything(granted.iter().filter(|net| has(net))) {
+        wanted.iter().filter(|net| !is_routed(net)).copied().collect()
     } else {
         BTreeSet::new()
     };

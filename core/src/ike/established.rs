@@ -144,13 +144,15 @@ impl Established {
             return Ok(State::Established(self));
         }
         match self.serve(&opened, cx) {
-            Ok(()) => Ok(State::Established(self)),
+            Ok(true) => Ok(State::Established(self)),
+            // Without its only child the SA carries nothing.
+            Ok(false) => Ok(self.end(Some(lost(Cause::DeletedByGateway)), cx)),
             Err(cause) => Err(lost(cause)),
         }
     }
 
-    /// Answers a request of the gateway's. An error is the end of the SA.
-    fn serve(&mut self, opened: &Opened, cx: &mut Cx<'_>) -> Result<(), Cause> {
+    /// Answers a request of the gateway's. False: our only child is gone. An error is the end of the SA.
+    fn serve(&mut self, opened: &Opened, cx: &mut Cx<'_>) -> Result<bool, Cause> {
         let header = opened.header;
         let payloads = match opened.payloads() {
             Ok(payloads) => payloads,
@@ -166,22 +168,22 @@ impl Established {
                 &[notify(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, &[kind])],
                 cx,
             );
-            return Ok(());
+            return Ok(true);
         }
         match header.exchange {
             ExchangeType::INFORMATIONAL => self.inform(header, &payloads, cx),
             ExchangeType::CREATE_CHILD_SA => {
                 self.answer(header, &[refuse_child(&payloads)], cx);
-                Ok(())
+                Ok(true)
             }
             _ => {
                 self.answer(header, &[notify(NotifyType::INVALID_SYNTAX, &[])], cx);
-                Ok(())
+                Ok(true)
             }
         }
     }
 
-    fn inform(&mut self, header: Header, payloads: &[Payload<'_>], cx: &mut Cx<'_>) -> Result<(), Cause> {
+    fn inform(&mut self, header: Header, payloads: &[Payload<'_>], cx: &mut Cx<'_>) -> Result<bool, Cause> {
         let mut ours_deleted = false;
         for payload in payloads {
             match payload {
@@ -202,7 +204,7 @@ impl Established {
         }
         if !ours_deleted {
             self.answer(header, &[], cx);
-            return Ok(());
+            return Ok(true);
         }
         // RFC 7296, section 1.4.1: the gateway's SPI in its request, the paired one in our answer.
         let spi = self.child.inbound_spi.0.to_be_bytes();
@@ -214,10 +216,7 @@ impl Established {
             })],
             cx,
         );
-        // Without its only child the SA carries nothing.
-        self.channel
-            .farewell(ExchangeType::INFORMATIONAL, &[delete_ike()], cx);
-        Err(Cause::DeletedByGateway)
+        Ok(false)
     }
 
     fn answer(&mut self, to: Header, payloads: &[Payload<'_>], cx: &mut Cx<'_>) {
@@ -228,10 +227,16 @@ impl Established {
 
     /// Says Delete, and waits a moment for the gateway to confirm.
     pub(super) fn close(self: Box<Self>, cx: &mut Cx<'_>) -> State {
+        self.end(None, cx)
+    }
+
+    fn end(self: Box<Self>, why: Option<Failure>, cx: &mut Cx<'_>) -> State {
+        let until = cx.now + FAREWELL;
         let mut closing = Box::new(Closing {
             channel: self.channel,
-            until: cx.now + FAREWELL,
+            until,
             told: false,
+            why,
         });
         closing.tell(cx);
         State::Closing(closing)
@@ -279,6 +284,8 @@ pub(super) struct Closing {
     pub(super) channel: Channel,
     until: Instant,
     told: bool,
+    /// What is told of the SA's end, if it was not our wish.
+    why: Option<Failure>,
 }
 
 impl Closing {
@@ -301,8 +308,7 @@ impl Closing {
 
     pub(super) fn handle_timeout(mut self: Box<Self>, cx: &mut Cx<'_>) -> Next {
         if cx.now >= self.until {
-            cx.news.push_back(News::Closed);
-            return Ok(State::Dead);
+            return self.gone(cx);
         }
         self.channel.handle_timeout(cx);
         Ok(State::Closing(self))
@@ -318,10 +324,19 @@ impl Closing {
             return Ok(State::Closing(self));
         }
         if self.told {
-            cx.news.push_back(News::Closed);
-            return Ok(State::Dead);
+            return self.gone(cx);
         }
         self.tell(cx);
         Ok(State::Closing(self))
+    }
+
+    fn gone(self: Box<Self>, cx: &mut Cx<'_>) -> Next {
+        match self.why {
+            Some(failure) => Err(failure),
+            None => {
+                cx.news.push_back(News::Closed);
+                Ok(State::Dead)
+            }
+        }
     }
 }

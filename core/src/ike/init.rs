@@ -9,7 +9,9 @@ use super::keys::{Nonces, SaKeys, Spis};
 use super::nat::{self, Nat};
 use super::proof::Transcript;
 use super::window::Backoff;
-use super::{Broken, Cx, IKE_PORT, NAT_T_PORT, News, Next, SaConfig, State, datagram, notify, unsendable};
+use super::{
+    Broken, Cx, IKE_PORT, NAT_T_PORT, News, Next, SaConfig, State, datagram, error_notify, notify, unsendable,
+};
 use crate::command::{Cause, Failure, Path, Stage};
 use crate::crypto::KeyExchange;
 use crate::proposal::{self, SelectError};
@@ -49,6 +51,8 @@ pub(super) struct Init {
     backoff: Backoff,
     started: Instant,
     restarts: u8,
+    /// Answers to requests before the present one that may still come.
+    stale: u32,
     refused: Option<(Cause, Instant)>,
 }
 
@@ -98,6 +102,7 @@ impl Init {
             backoff: Backoff::start(cx.now, cx.rng),
             started: cx.now,
             restarts: 0,
+            stale: 0,
             refused: None,
         };
         init.send(cx).map_err(fail)?;
@@ -151,6 +156,13 @@ impl Init {
             message_id: 0,
             length: 0,
         };
+        if !self.request.is_empty() {
+            self.stale = self
+                .stale
+                .saturating_add(self.backoff.transmissions().saturating_sub(1));
+            // The exchange has moved: what was said before is no longer the last word.
+            self.refused = None;
+        }
         self.request = encode_message(header, &payloads).map_err(|error| unsendable(&error))?;
         cx.out.push_back(datagram(self.path, &self.request));
         self.backoff = Backoff::start(cx.now, cx.rng);
@@ -215,9 +227,19 @@ impl Init {
         if !expected {
             return Ok(State::Init(self));
         }
-        match self.classify(message) {
+        match Self::classify(message) {
+            // To follow a late answer to an older request would change RealMessage1 under the answer to this one.
+            Reply::Cookie(_) if self.cookie.is_some() && self.stale > 0 => {
+                self.stale -= 1;
+                Ok(State::Init(self))
+            }
             Reply::Cookie(cookie) => {
-                if self.restart() && cookie.len() <= MAX_COOKIE && !cookie.is_empty() {
+                if cookie.is_empty() || cookie.len() > MAX_COOKIE {
+                    self.remember(
+                        Cause::Protocol("IKE_SA_INIT: a cookie of impossible length".into()),
+                        cx,
+                    );
+                } else if self.may_restart(cx) {
                     self.cookie = Some(cookie.to_vec());
                     self.send(cx).map_err(|cause| Failure {
                         stage: Stage::IkeSaInit,
@@ -249,8 +271,7 @@ impl Init {
         }
     }
 
-    fn classify<'a>(&self, message: &Message<'a>) -> Reply<'a> {
-        let mut error = None;
+    fn classify<'a>(message: &Message<'a>) -> Reply<'a> {
         for payload in &message.payloads {
             let Payload::Notify(notify) = payload else {
                 continue;
@@ -260,17 +281,20 @@ impl Init {
                 (NotifyType::INVALID_KE_PAYLOAD, &[high, low]) => {
                     return Reply::OtherMethod(KeMethod(u16::from_be_bytes([high, low])));
                 }
-                (kind, _) if kind.is_error() => error = error.or(Some(kind)),
                 _ => {}
             }
         }
-        error.map_or(Reply::Answer, Reply::Error)
+        error_notify(&message.payloads).map_or(Reply::Answer, Reply::Error)
     }
 
-    fn restart(&mut self) -> bool {
-        let more = self.restarts < MAX_RESTARTS;
-        self.restarts = self.restarts.saturating_add(1);
-        more
+    fn may_restart(&mut self, cx: &Cx<'_>) -> bool {
+        if self.restarts >= MAX_RESTARTS {
+            let what = "IKE_SA_INIT: the gateway makes us begin again without end";
+            self.remember(Cause::Protocol(what.into()), cx);
+            return false;
+        }
+        self.restarts += 1;
+        true
     }
 
     /// Only a method that the same SA payload offers, and another than was sent: everything else is a trick.
@@ -280,13 +304,15 @@ impl Init {
             .iter()
             .any(|proposal| proposal.key_exchanges().any(|offer| offer == method));
         if method == self.exchange.method() {
+            let what = "IKE_SA_INIT: the gateway asks for the key exchange method that it got";
+            self.remember(Cause::Protocol(what.into()), cx);
             return Ok(());
         }
         if !is_offered {
             self.remember(Cause::KeyExchangeNotOffered(method.0), cx);
             return Ok(());
         }
-        if !self.restart() {
+        if !self.may_restart(cx) {
             return Ok(());
         }
         let fail = |cause| Failure {
@@ -350,6 +376,10 @@ impl Init {
             .map_err(|error: SelectError| broken(&error.to_string()))?;
         if ke.method != suite.ke || ke.method != self.exchange.method() {
             return Err(broken("the key exchange is not of the chosen method"));
+        }
+        // RFC 7296, section 2.10.
+        if nonce.len() * 2 < suite.prf.key_len() {
+            return Err(broken("the nonce is too short for the chosen PRF"));
         }
         if nonce == self.nonce {
             return Err(broken("our own nonce came back"));

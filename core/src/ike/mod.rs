@@ -192,6 +192,21 @@ fn notify(kind: NotifyType, data: &[u8]) -> Payload<'_> {
     Payload::Notify(Notify::new(kind, data))
 }
 
+/// The error that a message tells: IANA's before a private one that stands beside it, as Windows sends them.
+fn error_notify(payloads: &[Payload<'_>]) -> Option<NotifyType> {
+    let mut errors = payloads.iter().filter_map(|payload| match payload {
+        Payload::Notify(notify) if notify.kind.is_error() => Some(notify.kind),
+        _ => None,
+    });
+    let first = errors.clone().next();
+    errors.find(|error| !is_private(*error)).or(first)
+}
+
+/// Whether an error's number is for private use (RFC 7296, section 3.10.1).
+const fn is_private(error: NotifyType) -> bool {
+    error.0 >= 8192
+}
+
 /// The end of the IKE SA itself (RFC 7296, section 3.11).
 const fn delete_ike<'a>() -> Payload<'a> {
     Payload::Delete(Delete {

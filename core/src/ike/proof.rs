@@ -83,7 +83,7 @@ pub(super) fn sign(
             (AuthMethod::RSA_SIGNATURE, SignatureScheme::RsaPkcs1Sha1)
         }
         // Without RFC 7427 an RSA key signs with SHA-1.
-        KeyKind::Rsa { .. } => return Err(Cause::AuthMethodNotAllowed(AuthMethod::RSA_SIGNATURE)),
+        KeyKind::Rsa { .. } => return Err(Cause::Sha1Only),
         kind @ (KeyKind::Ed25519 | KeyKind::Unsupported) => {
             return Err(refused(format!(
                 "the gateway does not know RFC 7427 signatures, and without them no key of kind {kind} can be used"
@@ -192,7 +192,7 @@ fn verify_psk(
         });
     }
     if auth.method != AuthMethod::SHARED_KEY_MIC {
-        return Err(Cause::AuthMethodNotAllowed(auth.method));
+        return Err(Cause::CertificateForPsk(auth.method));
     }
     let psk = config
         .credentials
@@ -248,7 +248,7 @@ fn verify_signature(
             }
             let sha1 = check(SignatureScheme::RsaPkcs1Sha1, auth.data, SignatureEncoding::Raw);
             if sha1.is_ok() && !allow_sha1 {
-                Err(not_allowed())
+                Err(Cause::Sha1Only)
             } else {
                 sha1
             }
@@ -274,15 +274,10 @@ pub(super) fn verify_msk(
     keys: &SaKeys,
     msk: &Msk,
 ) -> Result<(), Cause> {
-    if auth.method != AuthMethod::SHARED_KEY_MIC {
-        return Err(Cause::AuthMethodNotAllowed(auth.method));
-    }
     let octets = transcript.responder_octets(keys, &proven.id_body);
-    if !constant_time_eq(
-        shared_key_mic(keys.prf, msk.as_bytes(), &octets).as_bytes(),
-        auth.data,
-    ) {
-        return Err(Cause::GatewayAuthInvalid(auth.method));
+    let expected = shared_key_mic(keys.prf, msk.as_bytes(), &octets);
+    if auth.method != AuthMethod::SHARED_KEY_MIC || !constant_time_eq(expected.as_bytes(), auth.data) {
+        return Err(Cause::EapKeyMismatch);
     }
     Ok(())
 }
