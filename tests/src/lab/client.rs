@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -21,6 +22,7 @@ pub struct Tunnel {
     events: Receiver<Value>,
     seen: Vec<Value>,
     log: Arc<Mutex<String>>,
+    log_reader: Option<JoinHandle<()>>,
 }
 
 /// How `peregrine connect` ended.
@@ -59,7 +61,7 @@ impl Tunnel {
             child.stderr.take().expect("the standard error is a pipe"),
             Arc::clone(&log),
         );
-        std::thread::spawn(move || {
+        let log_reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 if let Ok(mut log) = shared.lock() {
                     log.push_str(&line);
@@ -72,6 +74,7 @@ impl Tunnel {
             events,
             seen: Vec::new(),
             log,
+            log_reader: Some(log_reader),
         }
     }
 
@@ -146,6 +149,10 @@ impl Tunnel {
         };
         while let Ok(event) = self.events.recv_timeout(Duration::from_secs(1)) {
             self.seen.push(event);
+        }
+        // The last lines may still be in the pipe of a process that has ended.
+        if let Some(reader) = self.log_reader.take() {
+            let _ = reader.join();
         }
         let failure = self.seen.iter().rev().find_map(|event| {
             let own = (event["event"] == "failure").then(|| {
