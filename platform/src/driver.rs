@@ -230,8 +230,11 @@ impl<'h, H: Host> Driver<'h, H> {
 
     /// The tunnel device is gone although nobody asked for that: make the machine equal to the plan again.
     fn lose_tun(&mut self, error: &io::Error) {
-        tracing::warn!(%error, "the tunnel device is gone");
         self.tun = None;
+        if self.plans.wanted.tunnel.is_none() {
+            return; // it goes because we take it back
+        }
+        tracing::warn!(%error, "the tunnel device is gone");
         let wanted = self.plans.wanted.clone();
         self.plans.ask(self.host, wanted);
     }

@@ -5,10 +5,12 @@
 mod common;
 
 use std::fs;
+use std::time::Duration;
 
 use common::{Files, full_plan, in_namespace, plan, run, snapshot};
 use peregrine_core::plan::Plan;
-use peregrine_platform::host::Host as _;
+use peregrine_platform::batch::Batch;
+use peregrine_platform::host::{Host as _, Tun as _};
 
 #[test]
 fn applied_again_nothing_changes() {
@@ -163,6 +165,32 @@ fn dropping_the_host_takes_everything_back() {
         assert_eq!(
             fs::read_to_string(files.resolv_conf()).unwrap(),
             "nameserver 192.0.2.99\n"
+        );
+    });
+}
+
+#[test]
+fn a_deleted_device_is_noticed() {
+    in_namespace(|| async {
+        let files = Files::new();
+        let host = files.host();
+        let tun = host.apply(full_plan()).await.unwrap().tun.unwrap();
+        let mut batch = Batch::new();
+        let delete = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            run("ip link del peregrine0");
+        };
+        let read = async {
+            // What the kernel itself may have sent into the device comes first.
+            while tun.recv(&mut batch).await.is_ok() {
+                batch.clear();
+            }
+        };
+        let both = async { tokio::join!(read, delete) };
+        let noticed = tokio::time::timeout(Duration::from_secs(5), both).await;
+        assert!(
+            noticed.is_ok(),
+            "reading goes on waiting for a device that is gone"
         );
     });
 }

@@ -199,10 +199,13 @@ impl Host for LinuxHost {
     }
 }
 
+/// What to wait for before reading. The kernel reports a deleted device as an error alone, without anything to read.
+const READING: Interest = Interest::READABLE.add(Interest::ERROR);
+
 /// Registers a descriptor that does not block with the runtime of the calling task, for reading.
 fn watch(file: File) -> io::Result<AsyncFd<File>> {
     // SAFETY: a `File` owns its descriptor, returns the same one for as long as it lives, and the `AsyncFd` owns it.
-    let watched = unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) };
+    let watched = unsafe { AsyncFd::register_with_interest(file, READING) };
     watched.map_err(|error| error.into_parts().1)
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use peregrine_core::command::HostFault;
 use tokio::io::unix::AsyncFd;
 
-use super::{fault, watch};
+use super::{READING, fault, watch};
 use crate::batch::Batch;
 use crate::host;
 
@@ -89,7 +89,7 @@ impl Tun {
 impl host::Tun for Tun {
     async fn recv(&self, batch: &mut Batch<()>) -> io::Result<()> {
         while batch.is_empty() {
-            let mut ready = self.0.readable().await?;
+            let mut ready = self.0.ready(READING).await?;
             while let Some(room) = batch.room() {
                 match self.0.get_ref().read(room) {
                     Ok(len) => batch.push(len, ()),
