@@ -94,6 +94,8 @@ pub async fn run<H: Host>(
             () = &mut report, if report_is_due => Wake::Report,
         };
         let now = driver.host.now();
+        // Where everything that can be read at once was read, there may be more.
+        let flooded = outbound.room().is_none() || inbound.iter_mut().any(|batch| batch.room().is_none());
         match wake {
             Wake::Datagrams(received) => {
                 if let Err(error) = received {
@@ -127,6 +129,11 @@ pub async fn run<H: Host>(
         if end_by.is_some_and(|end_by| now >= end_by) {
             tracing::warn!("the connection did not end in time");
             break;
+        }
+        if flooded {
+            // A descriptor that stays ready never waits: others on this thread, such as the one who would stop us,
+            // must get their turn under a flood of packets too.
+            tokio::task::yield_now().await;
         }
     }
     driver.end().await
