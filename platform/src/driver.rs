@@ -160,6 +160,8 @@ struct Driver<'h, H: Host> {
     links: Links<H::Socket>,
     tun: Option<H::Tun>,
     plans: Plans<H::Tun>,
+    /// The last plan could not be applied; something of ours may be left.
+    failed: bool,
     answers: FuturesUnordered<Pending<Answer>>,
     outbox: Outbox,
     notices: mpsc::Sender<Notice>,
@@ -183,6 +185,7 @@ impl<'h, H: Host> Driver<'h, H> {
                 running: None,
                 outdated: false,
             },
+            failed: false,
             answers: FuturesUnordered::new(),
             outbox: Outbox::new(),
             notices,
@@ -249,6 +252,7 @@ impl<'h, H: Host> Driver<'h, H> {
     /// A plan was applied, or could not be.
     fn applied(&mut self, result: Result<Applied<H::Tun>, HostFault>, now: Instant) {
         self.plans.running = None;
+        self.failed = result.is_err();
         let answer = match result {
             Ok(Applied { tun, interface }) => {
                 if tun.is_some() || interface.is_none() {
@@ -350,7 +354,8 @@ impl<'h, H: Host> Driver<'h, H> {
 
     /// Leaves nothing of ours on the machine.
     async fn end(mut self) -> Result<(), HostFault> {
-        let clean = self.plans.wanted == Plan::default() && self.plans.running.is_none();
+        // What could not be taken back is tried once more, and is told if it stays.
+        let clean = self.plans.wanted == Plan::default() && self.plans.running.is_none() && !self.failed;
         let result = if clean {
             Ok(())
         } else {
