@@ -1,7 +1,7 @@
 //! `/etc/resolv.conf` itself (resolv.conf(5)).
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -34,6 +34,20 @@ struct FileRecord {
 struct Original {
     content: Content,
     owner: Owner,
+}
+
+impl FileRecord {
+    /// Whether `present` is what we wrote, or what is left of it when writing in place was interrupted.
+    fn wrote(&self, present: &[u8]) -> bool {
+        let same = present.iter().zip(self.written.octets());
+        let same = same.take_while(|(present, written)| present == written).count();
+        let original = self
+            .original
+            .as_ref()
+            .map_or(&[][..], |original| original.content.octets());
+        let rest = present.get(same..).unwrap_or_default();
+        rest.is_empty() || original.get(same..) == Some(rest)
+    }
 }
 
 /// Octets, readable where they are text, so that a person can put the file back by hand.
@@ -109,7 +123,7 @@ pub(super) fn put_back(slot: &Slot) -> Result<(), HostFault> {
     };
     let failed = |error| fault(format!("put {} back", record.path.display()), error);
     let present = read(&record.path).map_err(failed)?;
-    if present.is_some_and(|present| present.content == record.written) {
+    if present.is_some_and(|present| record.wrote(present.content.octets())) {
         match &record.original {
             Some(original) => {
                 replace(&record.path, original.content.octets(), original.owner).map_err(failed)?
@@ -217,10 +231,21 @@ fn read(path: &Path) -> io::Result<Option<Original>> {
 
 /// Replaces the file at once; in place where that cannot be, as when it is mounted over another (containers).
 fn replace(path: &Path, content: &[u8], owner: Owner) -> io::Result<()> {
-    match state::write_atomically(path, content, owner) {
-        Err(error) if path.exists() => {
+    let written = state::write_atomically(path, content, owner);
+    let fixed_in_place = |error: &io::Error| {
+        matches!(
+            error.raw_os_error(),
+            Some(libc::EBUSY | libc::EXDEV | libc::EACCES | libc::EROFS)
+        )
+    };
+    match written {
+        Err(error) if fixed_in_place(&error) && path.exists() => {
             tracing::debug!(path = %path.display(), %error, "not replaceable; written in place");
-            fs::write(path, content)
+            // Not emptied first: where there is no space for the new content, the old one had better stay.
+            let mut file = OpenOptions::new().write(true).open(path)?;
+            file.write_all(content)?;
+            file.set_len(u64::try_from(content.len()).map_err(io::Error::other)?)?;
+            file.sync_all()
         }
         other => other,
     }
@@ -285,6 +310,31 @@ mod tests {
             composed(before, &["corp.example", "home.arpa"], false),
             "nameserver 10.0.0.53|nameserver fd00::53|nameserver 192.0.2.1|search corp.example home.arpa"
         );
+    }
+
+    #[test]
+    fn what_an_interrupted_write_left_is_ours() {
+        let content = |text: &str| Content::new(text.into());
+        let record = FileRecord {
+            path: "/resolv.conf".into(),
+            original: Some(Original {
+                content: content("nameserver 192.0.2.1\noptions edns0\n"),
+                owner: Owner::DEFAULT,
+            }),
+            written: content("nameserver 10.0.0.53\n"),
+        };
+        for ours in [
+            "",
+            "nameserver 10.",
+            "nameserver 10.0.0.53\n",
+            "nameserver 102.0.2.1\noptions edns0\n",
+            "nameserver 10.0.0.53\noptions edns0\n",
+        ] {
+            assert!(record.wrote(ours.as_bytes()), "{ours}");
+        }
+        for theirs in ["nameserver 192.0.2.9\n", "nameserver 10.0.0.53\n# mine\n"] {
+            assert!(!record.wrote(theirs.as_bytes()), "{theirs}");
+        }
     }
 
     #[test]
