@@ -135,6 +135,29 @@ fn a_living_run_is_left_alone() {
 }
 
 #[test]
+fn name_servers_that_cannot_be_put_back_do_not_stop_the_next_run() {
+    in_namespace(|| async {
+        network();
+        let files = Files::new();
+        let before = snapshot();
+        kill(start_victim(&files));
+        fs::remove_file(files.resolv_conf()).unwrap();
+        fs::create_dir(files.resolv_conf()).unwrap(); // not a file that anybody could put back
+        let host = files.host();
+        host.apply(Plan::default()).await.unwrap();
+        assert_eq!(snapshot(), before);
+        drop(host);
+        assert!(!files.records().is_empty(), "what is left is still written down");
+
+        fs::remove_dir(files.resolv_conf()).unwrap();
+        let host = files.host();
+        host.apply(Plan::default()).await.unwrap();
+        drop(host);
+        assert!(files.records().is_empty(), "{:?}", files.records());
+    });
+}
+
+#[test]
 fn after_a_reboot_the_file_is_put_back() {
     in_namespace(|| async {
         network();

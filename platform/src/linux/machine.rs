@@ -98,17 +98,25 @@ impl Machine {
             return Ok(());
         }
         let (left_behind, ours) = Slot::claim(&self.config.state)?;
+        let mut blocked = Ok(());
         for mut slot in left_behind {
             tracing::info!(slot = slot.number, "taking back what a crashed run left");
             // Its device went with its process.
-            undo(
+            let done = undo(
                 &mut self.netlink,
                 &self.families,
                 &self.config.dns,
                 &mut slot,
                 None,
-            )?;
+            );
+            match done {
+                // Traffic that still goes by dead rules is no ground to build on.
+                Err(fault) if slot.record.routing => blocked = blocked.and(Err(fault)),
+                Err(fault) => tracing::warn!(%fault, "a crashed run left this; the next start tries again"),
+                Ok(()) => (),
+            }
         }
+        blocked?;
         self.slot = Some(ours);
         Ok(())
     }
@@ -308,9 +316,11 @@ fn undo(
         slot.record.dns = None; // it went with the device
     }
     note(dns::put_back(dns, slot));
+    let mut rules_are_gone = true;
     if slot.record.routing {
         let place = Place::of_slot(slot.number);
         let rules = route::remove_rules(netlink, place, families);
+        rules_are_gone = rules.is_ok();
         note(rules.map_err(|error| fault("remove the rule that leads into the tunnel", error)));
     }
     slot.record.sysctls.reverse();
@@ -322,7 +332,9 @@ fn undo(
     });
     if slot.record.routing {
         let routes = route::remove_routes(netlink, Place::of_slot(slot.number), families);
-        note(routes.map_err(|error| fault("remove the routes into the tunnel", error)));
+        let routes = routes.map_err(|error| fault("remove the routes into the tunnel", error));
+        slot.record.routing = !rules_are_gone || routes.is_err();
+        note(routes);
     }
     if let Some(index) = device {
         note(
