@@ -170,6 +170,17 @@ fn dropping_the_host_takes_everything_back() {
 }
 
 #[test]
+fn settings_that_are_right_need_not_be_writable() {
+    in_namespace(|| async {
+        run("mount --bind /proc/sys /proc/sys");
+        run("mount -o remount,ro,bind /proc/sys"); // as in a container
+        let files = Files::new();
+        let host = files.host();
+        assert!(host.apply(full_plan()).await.unwrap().tun.is_some());
+    });
+}
+
+#[test]
 fn a_deleted_device_is_noticed() {
     in_namespace(|| async {
         let files = Files::new();

@@ -239,9 +239,13 @@ fn put_device(
             .iter()
             .any(|address| Family::of(address) == Family::V6)
         {
-            // On a machine that switched IPv6 off for its networks, the tunnel may still have it.
-            fs::write(format!("{settings}/disable_ipv6"), "0")
-                .map_err(|error| fault("switch IPv6 on for the tunnel device", error))?;
+            // On a machine that switched IPv6 off for its networks, the tunnel may still have it. Where it is on
+            // already nothing is written: in a container nothing there may be.
+            let path = format!("{settings}/disable_ipv6");
+            if fs::read_to_string(&path).map_or(true, |value| value.trim_end() != "0") {
+                fs::write(&path, "0")
+                    .map_err(|error| fault("switch IPv6 on for the tunnel device", error))?;
+            }
         }
     }
     let failed = |error| fault(format!("look at {}", link.name), error);
