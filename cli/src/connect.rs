@@ -79,7 +79,7 @@ fn prepare(options: &ConnectOptions) -> Result<(Profile, Credentials), Exit> {
         let line = remark
             .line
             .map_or_else(String::new, |line| format!("line {line}, "));
-        screen::write_error(&format!("Warning: {line}{}: {}\n", remark.key, remark.message));
+        warn(&format!("{line}{}: {}", remark.key, remark.message));
     }
     // A password typed for nothing is a nuisance: without privileges nothing will come of it.
     if let Some(missing) = parsed.missing_secret().filter(|_| linux::can_manage_network()) {
@@ -90,13 +90,18 @@ fn prepare(options: &ConnectOptions) -> Result<(Profile, Credentials), Exit> {
             MissingSecret::Password => parsed.credentials.password = Some(secret),
             MissingSecret::Psk => {
                 if is_weak_psk(secret.as_bytes()) {
-                    screen::write_error(&format!("Warning: the pre-shared key is {WEAK_PSK_WARNING}\n"));
+                    warn(&format!("the pre-shared key is {WEAK_PSK_WARNING}"));
                 }
                 parsed.credentials.psk = Some(secret);
             }
         }
     }
     Ok((parsed.profile, parsed.credentials))
+}
+
+fn warn(text: &str) {
+    let lines = render::warning(Style::of(true), text);
+    screen::write_error(&(lines.join("\n") + "\n"));
 }
 
 /// Why the connection is being taken down by us.

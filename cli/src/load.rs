@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal::{SigSet, Signal};
 use peregrine_core::crypto::Secret;
 use peregrine_core::pki::Certificate;
 use peregrine_core::profile::{self, FileRef, MissingSecret, Parsed, Passphrase, ProfileErrors, Source};
@@ -200,7 +201,13 @@ fn first_line(path: &Path) -> Result<Secret, String> {
 }
 
 fn prompt_for(prompt: &str) -> Result<Secret, String> {
-    let text = rpassword::prompt_password(prompt)
-        .map_err(|error| format!("the terminal cannot be read: {error}"))?;
+    // Ctrl-C must not end us while the terminal shows no typing: the signal waits until that is put back.
+    let interrupt = SigSet::from(Signal::SIGINT);
+    let held = interrupt.thread_block().is_ok();
+    let answer = rpassword::prompt_password(prompt);
+    if held {
+        interrupt.thread_unblock().map_err(|error| error.to_string())?;
+    }
+    let text = answer.map_err(|error| format!("the terminal cannot be read: {error}"))?;
     Ok(Secret::new(text.into_bytes()))
 }

@@ -8,6 +8,7 @@ use crate::screen::Style;
 
 const GREEN: &str = "32";
 const RED: &str = "31";
+const YELLOW: &str = "33";
 const BOLD: &str = "1";
 const DIM: &str = "2";
 
@@ -121,7 +122,9 @@ impl Progress {
 
     fn step(&self, stage: Stage, well: bool, at: Duration) -> String {
         let (mark, code) = if well { ("✓", GREEN) } else { ("✗", RED) };
-        let mark = self.style.paint(code, &self.style.shown(mark));
+        let mark = self.style.shown(mark);
+        let column = if self.style.unicode { 1 } else { "failed:".len() };
+        let mark = self.style.paint(code, &format!("{mark:<column$}"));
         let what = self
             .style
             .shown(&format!("{:<20}  {}", place(stage), doing(stage)));
@@ -188,8 +191,14 @@ impl Progress {
         };
         // Nothing new for two seconds means that nothing flows.
         let stale = at.saturating_sub(*last_at) > Duration::from_secs(2);
+        // The driver tells a second after something moved: what came before that second was silence.
+        let gap = last_at.saturating_sub(before_at).max(Duration::from_millis(100));
+        let span = if gap > Duration::from_millis(1500) {
+            Duration::from_secs(1)
+        } else {
+            gap
+        };
         let rate = |new: u64, old: u64| {
-            let span = last_at.saturating_sub(before_at).max(Duration::from_millis(100));
             let per_second = u128::from(new.saturating_sub(old)) * 1000 / span.as_millis().max(1);
             if stale {
                 0
@@ -210,21 +219,7 @@ impl Progress {
 /// A failure for people: what happened, where, on whose side, what to do, and the technical word last. `after` is the
 /// time since the start.
 pub(crate) fn failure(style: Style, failure: &Failure, after: Duration) -> Vec<String> {
-    let mark = style.paint(RED, &style.shown("✗"));
-    let mut lines = wrap(
-        &style.shown(&failure.message()),
-        style.width.unwrap_or(usize::MAX).saturating_sub(2),
-    )
-    .into_iter()
-    .enumerate()
-    .map(|(index, line)| {
-        if index == 0 {
-            format!("{mark} {}", style.paint(BOLD, &line))
-        } else {
-            format!("  {line}")
-        }
-    })
-    .collect::<Vec<_>>();
+    let mut lines = marked(style, (RED, "✗"), BOLD, &failure.message());
     let phase = match failure.phase() {
         Phase::Network => "Network",
         Phase::Phase1 => PHASE_1,
@@ -250,6 +245,26 @@ pub(crate) fn failure(style: Style, failure: &Failure, after: Duration) -> Vec<S
         lines.extend(labelled(style, "technical", &notify));
     }
     lines
+}
+
+/// A warning about a profile.
+pub(crate) fn warning(style: Style, text: &str) -> Vec<String> {
+    marked(style, (YELLOW, "Warning:"), "", text)
+}
+
+/// A mark and a text, wrapped beside it.
+fn marked(style: Style, (code, mark): (&str, &str), body: &str, text: &str) -> Vec<String> {
+    let mark = style.shown(mark);
+    let indent = mark.chars().count() + 1;
+    let room = style.width.unwrap_or(usize::MAX).saturating_sub(indent);
+    wrap(&style.shown(text), room)
+        .into_iter()
+        .enumerate()
+        .map(|(index, line)| match index {
+            0 => format!("{} {}", style.paint(code, &mark), style.paint(body, &line)),
+            _ => format!("{:indent$}{}", "", style.paint(body, &line)),
+        })
+        .collect()
 }
 
 const PHASE_1: &str = "Phase 1 · IKE SA";

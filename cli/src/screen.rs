@@ -50,6 +50,7 @@ impl Style {
                 '→' => shown.push_str("->"),
                 '↓' => shown.push_str("in "),
                 '↑' => shown.push_str("out "),
+                '“' | '”' => shown.push('"'),
                 character if character.is_ascii() => shown.push(character),
                 _ => shown.push('?'),
             }
@@ -58,7 +59,7 @@ impl Style {
     }
 
     pub(crate) fn paint(self, code: &str, text: &str) -> String {
-        if self.colour {
+        if self.colour && !code.is_empty() {
             format!("\x1b[{code}m{text}\x1b[0m")
         } else {
             text.to_owned()

@@ -164,12 +164,12 @@ fn encrypted_key() -> (TempDir, PathBuf) {
     );
     std::fs::write(
         folder.path().join("cert.pem"),
-        include_str!("data/certificate.pem"),
+        include_str!("../../core/src/profile/testdata/certificate.pem"),
     )
     .unwrap();
     std::fs::write(
         folder.path().join("key.pem"),
-        include_str!("data/encrypted-key.pem"),
+        include_str!("../../core/src/profile/testdata/encrypted-key.pem"),
     )
     .unwrap();
     (folder, path)

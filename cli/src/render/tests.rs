@@ -153,10 +153,13 @@ fn throughput_is_the_difference_of_samples() {
         progress.live(ms(3100)).as_deref(),
         Some("Connected 00:00:02  ↓ 2.50 MB/s ↑ 0 B/s  total ↓ 3.50 MB ↑ 500 B")
     );
+    // After a silence, what counts is the second in which something moved.
+    progress.traffic(&traffic(3_600_000, 500), ms(60_000));
+    assert!(progress.live(ms(60_000)).unwrap().contains("↓ 100 kB/s"));
     // Without news nothing flows.
     assert_eq!(
         progress.live(ms(3_602_000)).as_deref(),
-        Some("Connected 01:00:01  ↓ 0 B/s ↑ 0 B/s  total ↓ 3.50 MB ↑ 500 B")
+        Some("Connected 01:00:01  ↓ 0 B/s ↑ 0 B/s  total ↓ 3.60 MB ↑ 500 B")
     );
     let down = Status {
         state: State::Disconnecting,
@@ -166,7 +169,7 @@ fn throughput_is_the_difference_of_samples() {
     assert_eq!(progress.live(ms(4000)).as_deref(), Some("… disconnecting"));
     assert_eq!(
         progress.farewell(ms(4500)).as_deref(),
-        Some("Disconnected after 00:00:03, ↓ 3.50 MB ↑ 500 B")
+        Some("Disconnected after 00:00:03, ↓ 3.60 MB ↑ 500 B")
     );
 }
 

@@ -1,27 +1,19 @@
 //! Reading a profile: TOML in, everything the client needs out. Files and passphrases come from a [`Source`].
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::ops::Range;
-use std::time::Duration;
 
-use ipnet::IpNet;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
-use super::reader::{self, Fault, Reader, Schema, Section, fault};
+use super::reader::{self, Reader, Schema, Section, fault};
 use super::report::{ProfileError, ProfileErrors, Report};
-use super::value::{duration, duration_text, host_name, network};
-use super::{
-    Anchors, Auth, AuthKind, ChildConfig, Credentials, DnsPolicy, Gateway, Host, Identity, IkeConfig,
-    NetworkConfig, Profile,
-};
+use super::value::host_name;
+use super::{Anchors, Auth, AuthKind, Credentials, Gateway, Host, Identity, Profile};
 use crate::crypto::Secret;
 use crate::pki::Certificate;
-use crate::proposal::{EspProposal, IkeProposal, ProposalError, default_esp, default_ike};
 use crate::timer::UnixTime;
 
 mod credentials;
+mod settings;
 
 pub use credentials::{WEAK_PSK_WARNING, is_weak_psk};
 
@@ -218,16 +210,6 @@ const METHODS: &[(&str, Option<AuthKind>)] = &[
     ("eap-peap", None),
     ("eap-gtc", None),
 ];
-
-const HOUR: Duration = Duration::from_secs(3600);
-/// More proposals than any gateway expects; each also needs a number of one octet (RFC 7296, section 3.3.1).
-const MAX_PROPOSALS: usize = 16;
-/// Old gateways give up on longer lists.
-const MANY_PROPOSALS: usize = 4;
-/// Fewer characters can be guessed by whoever answers in the gateway's place (RFC 7296, section 2.15).
-const WEAK_PSK: usize = 20;
-const NO_ROAMING: &str = "this version does not follow a change of networks yet";
-const NO_REKEYING: &str = "this version does not rekey by itself yet";
 
 struct Parser<'t, 's> {
     reader: Reader<'t>,
@@ -510,256 +492,6 @@ impl<'t> Parser<'t, '_> {
             Identity::parse(reader::text(value)?).map_err(|error| fault(value, error.to_string()))
         })
     }
-
-    fn ike(&mut self, section: Section<'_, 't>) -> IkeConfig {
-        let proposals = self
-            .proposals(section, IkeProposal::parse, IkeProposal::legacy, default_ike)
-            .unwrap_or_else(default_ike);
-        let rekey = self.rekey(section, HOUR * 4);
-        let mobike = self
-            .reader
-            .value_or(section, "mobike", true, NO_ROAMING, |_, v| reader::boolean(v));
-        if mobike && section.has("mobike") {
-            self.reader
-                .not_used(section, "mobike", format!("not used: {NO_ROAMING}"));
-        }
-        let fragmentation = self.switch(section, "fragmentation", true);
-        let fragment_size = self
-            .reader
-            .value_or(section, "fragment_size", 1280, "1280", |_, value| {
-                reader::number(value, 576..=9000)
-            });
-        let dpd = self.seconds(section, "dpd", Duration::from_secs(30), 5..=3600);
-        let initial_contact = self.switch(section, "initial_contact", false);
-        IkeConfig {
-            proposals,
-            rekey,
-            mobike,
-            fragmentation,
-            fragment_size,
-            dpd,
-            initial_contact,
-        }
-    }
-
-    fn child(&mut self, section: Section<'_, 't>) -> ChildConfig {
-        let proposals = self
-            .proposals(section, EspProposal::parse, EspProposal::legacy, default_esp)
-            .unwrap_or_else(default_esp);
-        let everything = || {
-            ["0.0.0.0/0", "::/0"]
-                .iter()
-                .filter_map(|text| text.parse().ok())
-                .collect()
-        };
-        let remote_ts: Vec<IpNet> = self.reader.value_or(
-            section,
-            "remote_ts",
-            everything(),
-            "0.0.0.0/0, ::/0 (everything)",
-            |_, value| reader::texts(value)?.into_iter().map(read_network).collect(),
-        );
-        let (narrowing, why) = if section.has("remote_ts") {
-            (false, "false, for remote_ts says what is wanted")
-        } else {
-            (true, "true, for remote_ts does not say what is wanted")
-        };
-        let accept_narrowing = self
-            .reader
-            .value_or(section, "accept_narrowing", narrowing, why, |_, v| {
-                reader::boolean(v)
-            });
-        let exclude: BTreeSet<IpNet> = self.reader.value_or(
-            section,
-            "exclude",
-            BTreeSet::new(),
-            "nothing",
-            |_, v| {
-                let excluded: Vec<(IpNet, Range<usize>)> = optional_texts(v)?
-                    .into_iter()
-                    .map(|(text, span)| Ok((read_network((text, span.clone()))?, span)))
-                    .collect::<Result<_, Fault>>()?;
-                for (network, span) in &excluded {
-                    if !remote_ts.iter().any(|wanted| wanted.contains(network)) {
-                        let inside = remote_ts.iter().find(|wanted| network.contains(*wanted));
-                        let message = match inside {
-                            Some(wanted) => format!("`{network}` leaves nothing of `{wanted}` in remote_ts"),
-                            None => format!(
-                                "`{network}` is not part of remote_ts, so that there is nothing to exclude"
-                            ),
-                        };
-                        return Err(Fault {
-                            span: span.clone(),
-                            message,
-                        });
-                    }
-                }
-                Ok(excluded.into_iter().map(|(network, _)| network).collect())
-            },
-        );
-        if remote_ts.iter().all(|wanted| exclude.contains(wanted)) {
-            self.reader
-                .error_at(section, "exclude", "leaves nothing that goes into the tunnel");
-        }
-        let rekey = self.rekey(section, HOUR);
-        ChildConfig {
-            proposals,
-            remote_ts,
-            accept_narrowing,
-            exclude,
-            rekey,
-        }
-    }
-
-    fn rekey(&mut self, section: Section<'_, 't>, default: Duration) -> Duration {
-        if !section.has("rekey") {
-            self.reader.defaulted(section, "rekey", NO_REKEYING);
-            return default;
-        }
-        let rekey = self.seconds(section, "rekey", default, 60..=7 * 86400);
-        self.reader
-            .not_used(section, "rekey", format!("not used: {NO_REKEYING}"));
-        rekey
-    }
-
-    fn network(&mut self, section: Section<'_, 't>) -> NetworkConfig {
-        self.kill_switch(section);
-        if self.switch_if_there(section, "allow_lan").is_some() {
-            self.reader.not_used(
-                section,
-                "allow_lan",
-                "not used by this version: it blocks nothing",
-            );
-        }
-        if self.switch_if_there(section, "tcp_fallback") == Some(true) {
-            let message = "not used by this version: it speaks IKE and ESP over UDP only";
-            self.reader.not_used(section, "tcp_fallback", message);
-        }
-        let dns = self
-            .reader
-            .value_or(section, "dns", DnsPolicy::Gateway, "gateway", |_, value| {
-                dns(value)
-            });
-        let domains = self
-            .reader
-            .value_or(section, "domains", Vec::new(), "the gateway's", |_, value| {
-                reader::texts(value)?
-                    .into_iter()
-                    .map(|(text, span)| host_name(text).map_err(|message| Fault { span, message }))
-                    .collect()
-            });
-        if dns == DnsPolicy::None && section.has("domains") {
-            self.reader.not_used(
-                section,
-                "domains",
-                "with dns = \"none\" no name is resolved through the tunnel",
-            );
-        }
-        let mtu = self
-            .reader
-            .value_or(section, "mtu", None, "auto", |_, value| match value.get_ref() {
-                DeValue::String(text) if text == "auto" => Ok(None),
-                DeValue::Integer(_) => reader::number(value, 1280..=9000).map(Some),
-                other => Err(fault(value, reader::wrong_type("\"auto\" or a number", other))),
-            });
-        NetworkConfig { dns, domains, mtu }
-    }
-
-    /// We do not pretend to protect: a profile that counts on the kill switch is refused.
-    fn kill_switch(&mut self, section: Section<'_, 't>) {
-        match self.switch_if_there(section, "kill_switch") {
-            Some(true) => self.reader.error_at(
-                section,
-                "kill_switch",
-                "this version cannot block traffic outside the tunnel; write `kill_switch = false` \
-                 if the connection may be used without that protection",
-            ),
-            Some(false) => {}
-            None if section.has("kill_switch") => {}
-            None => {
-                let value = "false: traffic is not blocked when the tunnel is down";
-                self.reader.defaulted(section, "kill_switch", value);
-            }
-        }
-    }
-
-    fn switch(&mut self, section: Section<'_, 't>, key: &str, default: bool) -> bool {
-        self.reader
-            .value_or(section, key, default, default.to_string(), |_, value| {
-                reader::boolean(value)
-            })
-    }
-
-    fn switch_if_there(&mut self, section: Section<'_, 't>, key: &str) -> Option<bool> {
-        self.reader.value(section, key, |_, value| reader::boolean(value))
-    }
-
-    fn seconds(
-        &mut self,
-        section: Section<'_, 't>,
-        key: &str,
-        default: Duration,
-        limits: std::ops::RangeInclusive<u64>,
-    ) -> Duration {
-        self.reader
-            .value_or(section, key, default, duration_text(default), |_, value| {
-                let read = duration(reader::text(value)?).map_err(|message| fault(value, message))?;
-                if limits.contains(&read.as_secs()) {
-                    return Ok(read);
-                }
-                let [least, most] =
-                    [limits.start(), limits.end()].map(|s| duration_text(Duration::from_secs(*s)));
-                Err(fault(value, format!("must be from {least} to {most}")))
-            })
-    }
-
-    fn proposals<P: std::fmt::Display>(
-        &mut self,
-        section: Section<'_, 't>,
-        parse: fn(&str) -> Result<P, ProposalError>,
-        legacy: fn(&P) -> Vec<&'static str>,
-        default: fn() -> Vec<P>,
-    ) -> Option<Vec<P>> {
-        if !section.has("proposals") {
-            let shown: Vec<String> = default().iter().map(ToString::to_string).collect();
-            self.reader.defaulted(section, "proposals", shown.join(", "));
-            return None;
-        }
-        let proposals: Vec<P> = self.reader.value(section, "proposals", |reader, value| {
-            let texts = reader::texts(value)?;
-            if texts.len() > MAX_PROPOSALS {
-                return Err(fault(
-                    value,
-                    format!("must not be more than {MAX_PROPOSALS} proposals"),
-                ));
-            }
-            let read = |(text, span): (&str, Range<usize>)| {
-                parse(text).map_err(|error| Fault {
-                    span: reader.part(span, error.span.clone(), text.len()),
-                    message: error.to_string(),
-                })
-            };
-            texts.into_iter().map(read).collect()
-        })?;
-        let mut weak: Vec<&str> = proposals.iter().flat_map(legacy).collect();
-        weak.sort_unstable();
-        weak.dedup();
-        if !weak.is_empty() {
-            let message = format!(
-                "{} is outdated; use it only if the gateway knows nothing better",
-                weak.join(", ")
-            );
-            self.reader.warn(section, "proposals", message);
-        }
-        if proposals.len() > MANY_PROPOSALS {
-            self.reader.warn(
-                section,
-                "proposals",
-                "more than four proposals are too many for some gateways",
-            );
-        }
-        Some(proposals)
-    }
 }
 
 /// A host name or an address.
@@ -783,35 +515,4 @@ fn host(text: &str) -> Result<Host, String> {
     host_name(text)
         .map(Host::Name)
         .map_err(|message| format!("{message} and not an IP address"))
-}
-
-fn read_network((text, span): (&str, Range<usize>)) -> Result<IpNet, Fault> {
-    network(text).map_err(|message| Fault { span, message })
-}
-
-/// Texts, of which there may be none.
-fn optional_texts<'a>(value: &'a Spanned<DeValue<'_>>) -> Result<Vec<(&'a str, Range<usize>)>, Fault> {
-    match value.get_ref() {
-        DeValue::Array(items) if items.is_empty() => Ok(Vec::new()),
-        _ => reader::texts(value),
-    }
-}
-
-fn dns(value: &Spanned<DeValue<'_>>) -> Result<DnsPolicy, Fault> {
-    let servers = reader::texts(value)?;
-    match (value.get_ref(), servers.as_slice()) {
-        (DeValue::String(_), [("gateway", _)]) => return Ok(DnsPolicy::Gateway),
-        (DeValue::String(_), [("none", _)]) => return Ok(DnsPolicy::None),
-        _ => {}
-    }
-    let read = |(text, span): (&str, Range<usize>)| {
-        let message =
-            format!("`{text}` is not an IP address; write \"gateway\", \"none\" or a list of addresses");
-        text.parse::<IpAddr>().map_err(|_| Fault { span, message })
-    };
-    servers
-        .into_iter()
-        .map(read)
-        .collect::<Result<_, _>>()
-        .map(DnsPolicy::Servers)
 }

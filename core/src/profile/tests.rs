@@ -451,3 +451,262 @@ fn keys_of_other_methods_are_not_used() {
     );
     assert!(!format!("{report:?}").contains("hidden"));
 }
+
+const CERTIFICATE: &str = include_str!("testdata/certificate.pem");
+const ENCRYPTED_KEY: &str = include_str!("testdata/encrypted-key.pem");
+const PKCS12: &[u8] = include_bytes!("testdata/alice.p12");
+
+/// A certificate and its private key, in PEM.
+fn made(subject: &str, names: &[&str], ca: bool, not_after: i32) -> (String, String) {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut parameters = rcgen::CertificateParams::new(names).unwrap();
+    parameters.distinguished_name = rcgen::DistinguishedName::new();
+    parameters
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, subject);
+    parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    parameters.not_after = rcgen::date_time_ymd(not_after, 2, 3);
+    if ca {
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    }
+    let key = rcgen::KeyPair::generate().unwrap();
+    (parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+/// A profile with a certificate, and files beside it.
+fn with_files(
+    auth: &str,
+    files: &[(&str, &[u8])],
+    passphrases: &[&'static str],
+) -> (Result<Parsed, ProfileErrors>, Memory) {
+    let text = format!("[gateway]\naddress = \"192.0.2.1\"\n[auth]\nmethod = \"eap-tls\"\n{auth}");
+    let files = files
+        .iter()
+        .map(|(name, octets)| ((*name).to_owned(), octets.to_vec()))
+        .collect();
+    let mut memory = Memory {
+        files,
+        passphrases: passphrases.iter().copied().collect(),
+        asked: Vec::new(),
+    };
+    (parse(&text, "office.toml", &mut memory, now()), memory)
+}
+
+const OURS: &str = "certificate = \"me.pem\"\nkey = \"me.key\"\n";
+
+#[test]
+fn our_certificate_is_the_one_of_the_key() {
+    let (ours, key) = made("Alice", &["alice.example.org"], false, 2040);
+    let (issuer, _) = made("Issuer", &[], true, 2040);
+    let chain = issuer + &ours;
+    let (parsed, memory) = with_files(
+        OURS,
+        &[("me.pem", chain.as_bytes()), ("me.key", key.as_bytes())],
+        &[],
+    );
+    let Parsed {
+        profile,
+        credentials,
+        report,
+    } = parsed.unwrap();
+    assert_eq!(credentials.chain.len(), 2);
+    assert_eq!(credentials.chain[0].subject_text(), "CN=Alice");
+    assert!(credentials.key.is_some() && memory.asked.is_empty());
+    assert_eq!(profile.auth.identity, None);
+    let said = |key: &str| {
+        report
+            .used
+            .iter()
+            .chain(&report.defaulted)
+            .find(|s| s.key == key)
+            .unwrap()
+            .value
+            .clone()
+    };
+    assert_eq!(
+        said("auth.certificate"),
+        "me.pem: CN=Alice, valid until 2040-02-03"
+    );
+    assert_eq!(said("auth.identity"), "alice.example.org (from the certificate)");
+    assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+}
+
+#[test]
+fn certificates_that_do_not_fit_are_told() {
+    let (ours, key) = made("Alice", &["alice.example.org"], false, 2021);
+    let (_, other) = made("Bob", &[], false, 2040);
+    let files = |key: &str| {
+        [
+            ("me.pem", ours.clone().into_bytes()),
+            ("me.key", key.to_owned().into_bytes()),
+        ]
+    };
+    let read = |auth: &str, key: &str| {
+        let files = files(key);
+        let files: Vec<(&str, &[u8])> = files
+            .iter()
+            .map(|(name, octets)| (*name, octets.as_slice()))
+            .collect();
+        with_files(auth, &files, &[]).0
+    };
+    let error = read(OURS, &other).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "office.toml:6:1: auth.key: me.key is not the private key of the certificate CN=Alice"
+    );
+    let report = read(&format!("{OURS}identity = \"bob.example.org\"\n"), &key)
+        .unwrap()
+        .report;
+    let warnings = remarks(&report.warnings);
+    assert!(warnings[0].starts_with("7: auth.identity: the certificate does not carry bob.example.org"));
+    assert_eq!(
+        warnings[1],
+        "5: auth.certificate: the certificate CN=Alice expired on 2021-02-03"
+    );
+    let error = read("certificate = \"me.pem\"\nkey = \"none.key\"\n", &key)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "office.toml:6:7: auth.key: none.key: there is no such file"
+    );
+    let error = read("certificate = \"me.key\"\nkey = \"me.key\"\n", &key)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "office.toml:5:15: auth.certificate: me.key: it is not a certificate (PEM or DER)"
+    );
+    let error = read("certificate = \"me.pem\"\n", &key).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "office.toml:3:1: auth.key: is missing: the private key of the certificate"
+    );
+    assert!(
+        read("", &key)
+            .unwrap_err()
+            .to_string()
+            .contains("auth.certificate: is missing")
+    );
+    let error = read(&format!("{OURS}pkcs12 = \"x.p12\"\n"), &key)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("5:1: auth.certificate: cannot be combined with pkcs12"),
+        "{error}"
+    );
+}
+
+#[test]
+fn passphrases_are_asked_for_until_one_fits() {
+    let files: &[(&str, &[u8])] = &[
+        ("me.pem", CERTIFICATE.as_bytes()),
+        ("me.key", ENCRYPTED_KEY.as_bytes()),
+    ];
+    let (parsed, memory) = with_files(OURS, files, &["wrong", "also wrong", "correct horse"]);
+    assert!(parsed.unwrap().credentials.key.is_some());
+    assert_eq!(
+        memory.asked,
+        [1, 2, 3].map(|attempt| ("me.key".to_owned(), attempt))
+    );
+    let (parsed, _) = with_files(OURS, files, &["wrong"]);
+    let error = parsed.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "office.toml:6:7: auth.key: me.key: the passphrase is wrong"
+    );
+    let (parsed, _) = with_files(OURS, files, &[]);
+    assert!(parsed.unwrap_err().to_string().contains("a passphrase is needed"));
+    // Nobody types a passphrase for a profile that is wrong elsewhere.
+    let (parsed, memory) = with_files(&format!("{OURS}zebra = 1\n"), files, &["correct horse"]);
+    assert!(parsed.is_err() && memory.asked.is_empty());
+    // A look at a profile leaves the key closed.
+    let (parsed, _) = with_files(OURS, files, &["later"]);
+    let parsed = parsed.unwrap();
+    assert!(parsed.credentials.key.is_none() && parsed.credentials.chain.len() == 1);
+    assert!(
+        parsed
+            .report
+            .used
+            .iter()
+            .any(|s| s.key == "auth.key" && s.value.contains("encrypted"))
+    );
+}
+
+#[test]
+fn pkcs12_holds_key_and_certificate() {
+    let auth = "pkcs12 = \"alice.p12\"\n";
+    let (parsed, memory) = with_files(auth, &[("alice.p12", PKCS12)], &["correct horse"]);
+    let parsed = parsed.unwrap();
+    assert_eq!(parsed.credentials.chain[0].subject_text(), "O=Example, CN=Alice");
+    assert!(parsed.credentials.key.is_some());
+    assert_eq!(memory.asked, [("alice.p12".to_owned(), 1)]);
+    let (parsed, _) = with_files(auth, &[("alice.p12", PKCS12)], &["wrong"]);
+    assert!(
+        parsed
+            .unwrap_err()
+            .to_string()
+            .contains("5:10: auth.pkcs12: alice.p12: the passphrase is wrong")
+    );
+    let (parsed, _) = with_files(auth, &[("alice.p12", PKCS12)], &["later"]);
+    assert!(parsed.unwrap().credentials.chain.is_empty());
+}
+
+#[test]
+fn the_gateways_certificates_come_from_files_or_the_profile_itself() {
+    let (root, _) = made("Root", &[], true, 2040);
+    let (plain, _) = made("Plain", &[], false, 2040);
+    let gateway = |more: &str| {
+        let files = [
+            ("root.pem".to_owned(), root.clone().into_bytes()),
+            ("plain.pem".to_owned(), plain.clone().into_bytes()),
+        ];
+        let mut memory = Memory {
+            files: files.into(),
+            ..Memory::default()
+        };
+        parse(
+            &SMALL.replace("[auth]", &format!("{more}[auth]")),
+            "office.toml",
+            &mut memory,
+            now(),
+        )
+    };
+    let parsed = gateway(&format!(
+        "ca = [\"root.pem\", \"\"\"{root}\"\"\"]\ncertificate = \"plain.pem\"\n"
+    ))
+    .unwrap();
+    let Gateway { anchors, pin, .. } = parsed.profile.gateway;
+    assert!(!anchors.system && anchors.certificates.len() == 2 && pin.is_some());
+    assert!(parsed.report.warnings.is_empty(), "{:?}", parsed.report.warnings);
+    let ca = &parsed
+        .report
+        .used
+        .iter()
+        .find(|s| s.key == "gateway.ca")
+        .unwrap()
+        .value;
+    assert_eq!(
+        ca,
+        "root.pem: CN=Root, valid until 2040-02-03; the PEM text of gateway.ca: CN=Root, valid until 2040-02-03"
+    );
+    let warnings = remarks(&gateway("ca = \"plain.pem\"\n").unwrap().report.warnings);
+    assert_eq!(
+        warnings,
+        ["3: gateway.ca: CN=Plain is not a certification authority"]
+    );
+    let error = gateway(&format!("certificate = \"\"\"{root}{plain}\"\"\"\n"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("3:15: gateway.certificate: must be one certificate, but there are 2"),
+        "{error}"
+    );
+    let error = gateway("ca = [\"root.pem\", \"none.pem\"]\n")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("3:19: gateway.ca: none.pem: there is no such file"),
+        "{error}"
+    );
+}

@@ -4,10 +4,12 @@ use std::ops::Range;
 
 use super::super::reader::Section;
 use super::super::{Anchors, Auth, AuthKind, Credentials, Identity};
-use super::{FileRef, Parser, Passphrase, WEAK_PSK};
+use super::{FileRef, Parser, Passphrase};
 use crate::crypto::Secret;
 use crate::pki::{self, Certificate, LoadError, PrivateKey};
 
+/// Fewer characters can be guessed by whoever answers in the gateway's place (RFC 7296, section 2.15).
+const WEAK_PSK: usize = 20;
 const ENCRYPTED: &str = "encrypted; its passphrase is asked for when connecting";
 
 /// Something that may be encrypted.
