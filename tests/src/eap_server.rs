@@ -259,6 +259,12 @@ impl EapTlsServer {
         self.error.as_ref()
     }
 
+    /// The certificates that the peer sent, in its order.
+    #[must_use]
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        self.connection.peer_certificates().unwrap_or_default()
+    }
+
     /// How many packets with the peer's More flag came.
     #[must_use]
     pub const fn fragments_received(&self) -> usize {

@@ -193,6 +193,9 @@ fn long_chains_are_fragmented_both_ways() {
                 "{}",
                 tls(&server).fragments_received()
             );
+            // In the order of TLS 1.2, without the root and without the stranger.
+            let expected = [room.user.chain[0].clone(), third.der(), first.der()];
+            assert_eq!(tls(&server).peer_certificates(), expected);
             assert!(outcome.sent.len() > 20, "{}", outcome.sent.len());
             // 256 is the smallest size that we take for sensible.
             assert_eq!(outcome.replies.iter().map(Vec::len).max(), Some(256));
