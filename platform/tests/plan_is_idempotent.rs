@@ -152,6 +152,27 @@ fn instances_do_not_disturb_each_other() {
 }
 
 #[test]
+fn instances_with_other_records_do_not_disturb_each_other() {
+    in_namespace(|| async {
+        let (mine, yours) = (Files::new(), Files::new()); // as two users have them
+        let (one, two) = (mine.host(), yours.host());
+        for host in [&one, &two] {
+            host.apply(Plan::default()).await.unwrap();
+        }
+        let first = one.apply(full_plan()).await.unwrap();
+        let with_one = snapshot();
+        let second = two
+            .apply(plan(&["10.4.0.1/32"], &["192.0.2.0/24"], &[]))
+            .await
+            .unwrap();
+        assert_eq!(run("ip rule").lines().count(), 5, "one each");
+        two.apply(Plan::default()).await.unwrap();
+        assert_eq!(snapshot(), with_one);
+        drop((first, second));
+    });
+}
+
+#[test]
 fn dropping_the_host_takes_everything_back() {
     in_namespace(|| async {
         let files = Files::new();

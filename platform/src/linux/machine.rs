@@ -84,6 +84,14 @@ impl Machine {
                 interface: None,
             });
         };
+        // Another user, whose records we do not see, may have connected since we claimed it.
+        if let Some(slot) = &self.slot
+            && !slot.record.routing
+            && route::is_taken(&mut self.netlink, Place::of_slot(slot.number), &self.families)?
+        {
+            self.slot = None;
+            self.claim_slot()?;
+        }
         self.put(config).inspect_err(|fault| {
             tracing::debug!(%fault, "taking everything back");
             if let Err(second) = self.take_back() {
@@ -97,7 +105,9 @@ impl Machine {
         if self.slot.is_some() {
             return Ok(());
         }
-        let (left_behind, ours) = Slot::claim(&self.config.state)?;
+        let (left_behind, ours) = Slot::claim(&self.config.state, |number| {
+            route::is_taken(&mut self.netlink, Place::of_slot(number), &self.families)
+        })?;
         let mut blocked = Ok(());
         for mut slot in left_behind {
             tracing::info!(slot = slot.number, "taking back what a crashed run left");

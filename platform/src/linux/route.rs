@@ -18,8 +18,10 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use peregrine_core::command::HostFault;
 use peregrine_core::plan::TunnelConfig;
 
+use super::fault;
 use super::netlink::{Family, Netlink, Rule, Target};
 use super::socket::MARK;
 
@@ -133,6 +135,21 @@ pub(super) fn put_routes(
             .map_err(|error| (net, error))?;
     }
     Ok(())
+}
+
+/// Whether the kernel has rules or routes in `place`: somebody's whose records are not ours to see.
+pub(super) fn is_taken(netlink: &mut Netlink, place: Place, families: &[Family]) -> Result<bool, HostFault> {
+    let mut look = || -> io::Result<bool> {
+        for &family in families {
+            if !netlink.rules(family, place.table)?.is_empty()
+                || !netlink.routes(family, place.table)?.is_empty()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    look().map_err(|error| fault("look at the routing tables", error))
 }
 
 /// Puts our rule into each address family, once.

@@ -79,8 +79,11 @@ pub(super) struct Slot {
 
 impl Slot {
     /// Every slot that no running process holds and whose record is about this network namespace, and then one
-    /// without a record, to be ours.
-    pub(super) fn claim(directories: &StateDirectories) -> Result<(Vec<Self>, Self), HostFault> {
+    /// without a record whose number is not `taken` by somebody with other directories, to be ours.
+    pub(super) fn claim(
+        directories: &StateDirectories,
+        mut taken: impl FnMut(u32) -> Result<bool, HostFault>,
+    ) -> Result<(Vec<Self>, Self), HostFault> {
         let namespace = network_namespace()?;
         for directory in [&directories.runtime, &directories.persistent] {
             fs::DirBuilder::new()
@@ -105,7 +108,7 @@ impl Slot {
                 if slot.record.namespace == namespace {
                     left_behind.push(slot);
                 }
-            } else if ours.is_none() {
+            } else if ours.is_none() && !taken(number)? {
                 ours = Some(slot);
             }
         }
@@ -313,14 +316,25 @@ mod tests {
         (root, directories)
     }
 
+    fn claim(directories: &StateDirectories) -> Result<(Vec<Slot>, Slot), HostFault> {
+        Slot::claim(directories, |_| Ok(false))
+    }
+
+    #[test]
+    fn a_number_that_somebody_else_uses_is_not_taken() {
+        let (_root, directories) = directories();
+        let (_, ours) = Slot::claim(&directories, |number| Ok(number < 3)).unwrap();
+        assert_eq!(ours.number, 3);
+    }
+
     #[test]
     fn instances_hold_different_slots() {
         let (_root, directories) = directories();
-        let (_, first) = Slot::claim(&directories).unwrap();
-        let (_, second) = Slot::claim(&directories).unwrap();
+        let (_, first) = claim(&directories).unwrap();
+        let (_, second) = claim(&directories).unwrap();
         assert_eq!((first.number, second.number), (0, 1));
         drop(first);
-        assert_eq!(Slot::claim(&directories).unwrap().1.number, 0);
+        assert_eq!(claim(&directories).unwrap().1.number, 0);
         drop(second);
         assert_eq!(
             fs::read_dir(&directories.runtime).unwrap().count(),
@@ -332,14 +346,14 @@ mod tests {
     #[test]
     fn only_the_records_of_the_dead_are_handed_out() {
         let (_root, directories) = directories();
-        let (_, mut dead) = Slot::claim(&directories).unwrap();
-        let (_, mut living) = Slot::claim(&directories).unwrap();
+        let (_, mut dead) = claim(&directories).unwrap();
+        let (_, mut living) = claim(&directories).unwrap();
         for slot in [&mut dead, &mut living] {
             slot.record.routing = true;
             slot.save().unwrap();
         }
         drop(dead); // the lock goes, the record stays, as after a crash
-        let (left_behind, ours) = Slot::claim(&directories).unwrap();
+        let (left_behind, ours) = claim(&directories).unwrap();
         let numbers: Vec<_> = left_behind.iter().map(|slot| slot.number).collect();
         assert_eq!((numbers, ours.number), (vec![0], 2));
         assert!(left_behind.iter().all(|slot| slot.record.routing));
@@ -348,7 +362,7 @@ mod tests {
     #[test]
     fn the_record_of_another_network_namespace_is_left_alone() {
         let (_root, directories) = directories();
-        let (_, mut slot) = Slot::claim(&directories).unwrap();
+        let (_, mut slot) = claim(&directories).unwrap();
         slot.record = Record {
             namespace: 1,
             routing: true,
@@ -356,7 +370,7 @@ mod tests {
         };
         slot.save().unwrap();
         drop(slot);
-        let (left_behind, ours) = Slot::claim(&directories).unwrap();
+        let (left_behind, ours) = claim(&directories).unwrap();
         assert!(left_behind.is_empty());
         assert_eq!(ours.number, 1);
         assert!(directories.record(0).exists());
@@ -365,11 +379,11 @@ mod tests {
     #[test]
     fn a_record_that_cannot_be_read_means_the_worst() {
         let (_root, directories) = directories();
-        let (_, slot) = Slot::claim(&directories).unwrap();
+        let (_, slot) = claim(&directories).unwrap();
         slot.save().unwrap();
         fs::write(directories.record(0), "{").unwrap();
         drop(slot);
-        let (left_behind, _) = Slot::claim(&directories).unwrap();
+        let (left_behind, _) = claim(&directories).unwrap();
         assert!(left_behind.iter().all(|slot| slot.record.routing) && left_behind.len() == 1);
     }
 }
