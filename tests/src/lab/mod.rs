@@ -9,7 +9,7 @@ mod runner;
 pub mod wire;
 
 use std::cell::Cell;
-use std::io::Read;
+use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -146,9 +146,13 @@ impl Lab {
 
     /// Whether a host answers a ping from the client.
     pub fn pings(&self, address: &str) -> bool {
-        self.run("cli", &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "2", address])
-            .status
-            .success()
+        let ping = self.run("cli", &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "2", address]);
+        if !ping.status.success() {
+            // Why it failed is in its words: no route, no address, or no answer.
+            writeln!(io::stderr(), "{}{}", text(&ping.stdout), text(&ping.stderr))
+                .expect("the test's output");
+        }
+        ping.status.success()
     }
 
     /// The client's whole network state as text: rules, routes, addresses, devices, firewall, name resolution.
