@@ -183,7 +183,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let output = finish(self.script().arg("down"), PATIENCE);
         if !output.status.success() {
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), &output.stderr);
+            let _ = io::stderr().write_all(&output.stderr);
         }
     }
 }
