@@ -2,6 +2,7 @@
 
 pub mod cast;
 pub mod eap_server;
+pub mod fake_host;
 pub mod fuzz;
 pub mod gateway;
 pub mod lab;
