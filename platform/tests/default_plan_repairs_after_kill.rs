@@ -32,21 +32,32 @@ fn victim() {
     });
 }
 
-fn start_victim(files: &Files) -> Child {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "victim", "--ignored"])
-        .env("PEREGRINE_VICTIM", files.path(""))
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let up = files.path(&format!("up-{}", child.id()));
-    eventually("the victim has applied its plan", || up.exists());
-    child
+/// Killed at the latest when the test ends, however it ends.
+struct Victim(Child);
+
+impl Victim {
+    fn start(files: &Files) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "victim", "--ignored"])
+            .env("PEREGRINE_VICTIM", files.path(""))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let up = files.path(&format!("up-{}", child.id()));
+        let victim = Self(child);
+        eventually("the victim has applied its plan", || up.exists());
+        victim
+    }
+
+    /// SIGKILL: nothing of it runs any more.
+    fn kill(self) {}
 }
 
-fn kill(mut child: Child) {
-    child.kill().unwrap(); // SIGKILL
-    child.wait().unwrap();
+impl Drop for Victim {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 fn network() {
@@ -70,7 +81,7 @@ fn everything_is_put_back() {
         fs::write(files.resolv_conf(), "nameserver 192.0.2.53\noptions edns0").unwrap();
         let (before, file_before) = (snapshot(), look(&files.resolv_conf()));
 
-        kill(start_victim(&files));
+        Victim::start(&files).kill();
         let left = snapshot();
         assert_ne!(
             left, before,
@@ -94,8 +105,8 @@ fn connecting_again_repairs_too() {
         network();
         let files = Files::new();
         let before = snapshot();
-        kill(start_victim(&files));
-        kill(start_victim(&files));
+        Victim::start(&files).kill();
+        Victim::start(&files).kill();
         let host = files.host();
         let applied = host
             .apply(plan(&["10.4.0.1/32"], &["198.51.100.0/24"], &[]))
@@ -115,9 +126,9 @@ fn a_living_run_is_left_alone() {
         network();
         let files = Files::new();
         let before = snapshot();
-        let living = start_victim(&files);
+        let living = Victim::start(&files);
         let (with_living, file_with_living) = (snapshot(), look(&files.resolv_conf()));
-        kill(start_victim(&files));
+        Victim::start(&files).kill();
         assert_ne!(snapshot(), with_living);
 
         let host = files.host();
@@ -126,7 +137,7 @@ fn a_living_run_is_left_alone() {
         assert_eq!(look(&files.resolv_conf()), file_with_living);
         drop(host);
 
-        kill(living);
+        living.kill();
         let host = files.host();
         host.apply(Plan::default()).await.unwrap();
         assert_eq!(snapshot(), before);
@@ -140,7 +151,7 @@ fn name_servers_that_cannot_be_put_back_do_not_stop_the_next_run() {
         network();
         let files = Files::new();
         let before = snapshot();
-        kill(start_victim(&files));
+        Victim::start(&files).kill();
         fs::remove_file(files.resolv_conf()).unwrap();
         fs::create_dir(files.resolv_conf()).unwrap(); // not a file that anybody could put back
         let host = files.host();
@@ -165,7 +176,7 @@ fn after_a_reboot_the_file_is_put_back() {
         fs::create_dir_all(files.path("etc")).unwrap();
         fs::write(files.resolv_conf(), "nameserver 192.0.2.53\n").unwrap();
         let file_before = look(&files.resolv_conf());
-        kill(start_victim(&files));
+        Victim::start(&files).kill();
         fs::remove_dir_all(files.path("run")).unwrap();
         files.host().apply(Plan::default()).await.unwrap();
         assert_eq!(look(&files.resolv_conf()), file_before);

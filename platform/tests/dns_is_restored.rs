@@ -214,7 +214,7 @@ fn resolvconf_is_asked_when_it_is_there() {
             .split(';')
             .map(|call| call.split(' ').next().unwrap())
             .collect();
-        assert_eq!(calls, ["--version", "-a", "--version", "-d", ""]);
+        assert_eq!(calls, ["--version", "--version", "-a", "--version", "-d", ""]);
         assert!(log.contains("peregrine0 /usr/sbin:/usr/bin:/sbin:/bin;"), "{log}");
     });
 }

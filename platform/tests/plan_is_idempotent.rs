@@ -106,6 +106,11 @@ fn a_changed_plan_leaves_nothing_of_the_old_one() {
         let second = host.apply(changed.clone()).await.unwrap();
         assert!(second.tun.is_none(), "the device and its descriptor are kept");
         let changed_over = snapshot();
+        assert_eq!(
+            run("ip route show table main"),
+            "",
+            "a prefix of the gateway's making brings no route"
+        );
         assert!(run("ip link show peregrine0").contains("mtu 1300"));
         assert!(!files.resolv_conf().exists(), "no name servers any more");
 

@@ -110,7 +110,7 @@ pub(super) fn put(system: &DnsSystem, slot: &mut Slot, wanted: &Wanted<'_>) -> R
         ways.push(Undo::Resolved { index: wanted.index });
     }
     if let Some(program) = resolvconf::find(&system.resolvconf) {
-        let name = resolvconf::record_name(wanted.interface);
+        let name = resolvconf::record_name(&program, wanted.interface);
         ways.push(Undo::Resolvconf { program, name });
     }
     ways.push(Undo::File);

@@ -30,9 +30,13 @@ pub(super) fn find(candidates: &[PathBuf]) -> Option<PathBuf> {
     })
 }
 
-/// The name under which our servers are given. Debian's orders by name: one that begins like the first pattern of
-/// its list comes before every physical interface.
-pub(super) fn record_name(interface: &str) -> String {
+/// The name under which our servers are given. Both kinds order by name, and this one comes before every physical
+/// interface: Debian's has a list of patterns, of which it begins like the first; openresolv prefers `tun[0-9]*`
+/// (`dynamic_order` in resolvconf.conf(5)).
+pub(super) fn record_name(program: &Path, interface: &str) -> String {
+    if is_openresolv(program) {
+        return format!("tun0.{interface}");
+    }
     let order = fs::read_to_string(INTERFACE_ORDER).unwrap_or_default();
     let first = order.lines().map(str::trim).find_map(|line| {
         let prefix = line.strip_suffix('*')?;
@@ -59,13 +63,10 @@ pub(super) fn put(
     if !wanted.domains.is_empty() {
         let _never_fails = writeln!(input, "search {}", wanted.domains.join(" "));
     }
-    // openresolv alone knows a metric (-m) and "only this one" (-x).
+    // "Only this one", which Debian's does not know.
     let mut arguments = vec!["-a", name];
-    if is_openresolv(program) {
-        arguments.extend(["-m", "0"]);
-        if wanted.full {
-            arguments.push("-x");
-        }
+    if wanted.full && is_openresolv(program) {
+        arguments.push("-x");
     }
     run(program, &arguments, &input).map_err(|error| Refusal::Failed(failed(program, "set", &error)))?;
     let effective = super::read_to_string(resolv_conf).is_ok_and(|content| {
