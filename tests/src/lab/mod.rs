@@ -30,13 +30,15 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds a lab. `name` keeps it apart from others on this machine.
+    /// Builds a lab. `name` and this process's number keep it apart from others on this machine. What an earlier
+    /// process left behind under this name because it was killed is taken down first.
     ///
     /// # Errors
     /// When the lab's script fails; the text is what it said.
     pub fn up(name: &str) -> Result<Self, String> {
+        sweep(name);
         let mut lab = Self {
-            name: name.to_owned(),
+            name: format!("{name}{}", std::process::id()),
             dir: PathBuf::new(),
             files: Cell::new(0),
         };
@@ -184,6 +186,24 @@ impl Drop for Lab {
         let output = finish(self.script().arg("down"), PATIENCE);
         if !output.status.success() {
             let _ = io::stderr().write_all(&output.stderr);
+        }
+    }
+}
+
+/// Takes down the labs called `name` whose process is gone.
+fn sweep(name: &str) {
+    let all = std::env::var_os("PEREGRINE_LAB_DIR").unwrap_or_else(|| "/var/tmp/peregrine-lab".into());
+    for entry in std::fs::read_dir(all).into_iter().flatten().flatten() {
+        let lab = entry.file_name().to_string_lossy().into_owned();
+        let process = lab
+            .strip_prefix(name)
+            .filter(|process| process.parse::<u32>().is_ok());
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            drop(Lab {
+                name: lab,
+                dir: entry.path(),
+                files: Cell::new(0),
+            });
         }
     }
 }
