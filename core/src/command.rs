@@ -32,7 +32,7 @@ pub struct Path {
 /// A UDP payload to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// From where to where. `path.local` is an address that an [`Answer::Bound`] named.
+    /// From where to where. `path.local` is an address that an [`Answer::Bound`] named: it says which socket sends.
     pub path: Path,
     /// The UDP payload, with the non-ESP marker where the port calls for it (RFC 3948, section 2.2).
     pub payload: Box<[u8]>,
@@ -43,16 +43,24 @@ pub struct Transmit {
 pub enum Ask {
     /// The addresses of a host name, on the physical network.
     Resolve(String),
-    /// A UDP socket that can reach this address and is never routed into our own tunnel. One socket per address
-    /// family is enough: the client sends to more than one port of the gateway from it (RFC 7296, section 2.23).
+    /// A UDP socket whose datagrams to this address leave by the way that routing chooses now, and never by our own
+    /// tunnel. If a socket on that way (the same source address and interface) is open already, it is that one; the
+    /// client sends to more than one port of the gateway from it (RFC 7296, section 2.23). Else it is a new one, on a
+    /// port of its own. Sockets on earlier ways stay open and are read until [`Event::Release`] names them or nothing
+    /// is up any more.
     Bind(SocketAddr),
 }
 
 /// The host's answer to an [`Ask`] or to an [`Event::Plan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The addresses of the name asked for, in the resolver's order; empty when there are none.
-    Resolved(Result<Vec<IpAddr>, HostFault>),
+    /// The addresses of a name, in the resolver's order; empty when there are none.
+    Resolved {
+        /// The name that was asked for: an answer may come late, after another question.
+        name: String,
+        /// Its addresses on the physical network of the moment.
+        result: Result<Vec<IpAddr>, HostFault>,
+    },
     /// The socket for the address asked for, and what the host knows of the way there.
     Bound(SocketAddr, Result<Bound, HostFault>),
     /// The latest plan is what the machine now is, or why it cannot be. `interface` is the tunnel device's name.
@@ -62,7 +70,8 @@ pub enum Answer {
 /// A socket that reaches the gateway, and what the host knows of the way there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bound {
-    /// The socket's own address and port, as a route lookup chose them, and the address asked for.
+    /// The socket's own address and port, as a route lookup chose them, and the address asked for. The host gives
+    /// what comes in on a socket to the client with the socket's own address as `local`.
     pub path: Path,
     /// The largest IP datagram that the way is known to carry, in octets; none when the host cannot tell.
     pub mtu: Option<u16>,
@@ -77,6 +86,8 @@ pub enum Event {
     Ask(Ask),
     /// Make the machine equal to this; answer with [`Answer::Applied`].
     Plan(Plan),
+    /// The socket with this local address is not needed any more: nothing is expected on its way.
+    Release(SocketAddr),
     /// The whole truth, whenever it changed.
     Status(Box<Status>),
 }

@@ -294,15 +294,21 @@ impl<'h, H: Host> Driver<'h, H> {
     fn act(&mut self, event: Event, now: Instant) {
         match event {
             Event::Ask(Ask::Resolve(name)) => {
-                let resolving = self.host.resolve(name);
-                self.answers
-                    .push(Box::pin(async { Answer::Resolved(resolving.await) }));
+                let resolving = self.host.resolve(name.clone());
+                self.answers.push(Box::pin(async {
+                    Answer::Resolved {
+                        name,
+                        result: resolving.await,
+                    }
+                }));
             }
             Event::Ask(Ask::Bind(remote)) => {
                 let bound = self.bind(remote);
                 self.client.handle_answer(Answer::Bound(remote, bound), now);
             }
             Event::Plan(plan) => self.plans.ask(self.host, plan),
+            // There is one socket for each address family, and the other ways lead through it too.
+            Event::Release(_) => {}
             Event::Status(status) => {
                 self.state = status.state;
                 // An earlier one that still waits is overtaken: each says everything.

@@ -232,14 +232,16 @@ impl World {
                 self.statuses.push((self.now, *status));
                 return;
             }
+            Event::Release(_) => return,
             Event::Plan(plan) => {
                 let fault = self.apply_fault.take().filter(|_| plan.tunnel.is_some());
                 self.plans.push(plan);
                 Answer::Applied(fault.map_or_else(|| Ok(Some("peregrine0".into())), Err))
             }
-            Event::Ask(Ask::Resolve(name)) => {
-                Answer::Resolved(Ok(self.names.get(&name).cloned().unwrap_or_default()))
-            }
+            Event::Ask(Ask::Resolve(name)) => Answer::Resolved {
+                result: Ok(self.names.get(&name).cloned().unwrap_or_default()),
+                name,
+            },
             Event::Ask(Ask::Bind(remote)) => Answer::Bound(remote, self.bind(remote)),
         };
         self.client.handle_answer(answer, self.now);

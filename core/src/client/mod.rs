@@ -170,7 +170,7 @@ impl Client {
     /// The answer to a question. One that nobody waits for any more is ignored.
     pub fn handle_answer(&mut self, answer: Answer, now: Instant) {
         match answer {
-            Answer::Resolved(result) => self.resolved(result, now),
+            Answer::Resolved { name, result } => self.resolved(&name, result, now),
             Answer::Bound(remote, result) => {
                 if let Phase::Racing(race) = &mut self.phase
                     && race.bound(remote, result, &mut self.io.cx(now))
@@ -180,6 +180,12 @@ impl Client {
             }
             Answer::Applied(result) => self.applied(result, now),
         }
+        self.settle(now);
+    }
+
+    /// The machine's networks may have changed, or it woke: the client asks for its ways anew. A call for nothing
+    /// does no harm.
+    pub fn handle_network(&mut self, now: Instant) {
         self.settle(now);
     }
 
@@ -326,10 +332,14 @@ impl Client {
         }
     }
 
-    fn resolved(&mut self, result: Result<Vec<IpAddr>, HostFault>, now: Instant) {
+    fn resolved(&mut self, name: &str, result: Result<Vec<IpAddr>, HostFault>, now: Instant) {
         let Phase::Resolving(config) = &self.phase else {
             return;
         };
+        // The late answer to a question of an earlier attempt says nothing about this one's gateway.
+        if !matches!(&config.profile.gateway.host, Host::Name(asked) if asked == name) {
+            return;
+        }
         let config = Arc::clone(config);
         let addresses = result.unwrap_or_default();
         if addresses.is_empty() {

@@ -379,12 +379,15 @@ impl Scene {
                 self.hear(transmit.path, &transmit.payload);
             } else if let Some(event) = self.client.poll_event() {
                 let answer = match event {
-                    Event::Status(_) => continue,
+                    Event::Status(_) | Event::Release(_) => continue,
                     Event::Plan(plan) => {
                         self.had_tunnel |= plan.tunnel.is_some();
                         Answer::Applied(Ok(None))
                     }
-                    Event::Ask(Ask::Resolve(_)) => Answer::Resolved(Ok(vec![])),
+                    Event::Ask(Ask::Resolve(name)) => Answer::Resolved {
+                        name,
+                        result: Ok(vec![]),
+                    },
                     Event::Ask(Ask::Bind(remote)) => {
                         let path = Path {
                             local: SocketAddr::from(([10, 0, 0, 2], 40_000)),
