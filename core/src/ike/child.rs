@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
-use super::keys::{Cut, Nonces, SaKeys};
+use super::keys::{ChildKeys, Nonces, Role, SaKeys};
 use super::{error_notify, is_private};
 use crate::command::{Cause, Traffic};
-use crate::crypto::PacketKey;
 use crate::esp::{Discard, Inbound, Outbound, Selectors};
 use crate::profile::{DnsPolicy, Profile};
 use crate::proposal::{self, EspSuite};
@@ -145,30 +144,12 @@ pub(super) fn conclude(
     }
     let (selectors, network) = narrow(profile, &ranges(local)?, &ranges(remote)?, assigned)?;
     let selectors = Arc::new(selectors);
-    let (encr, integ) = (suite.cipher.encr_key_len(), suite.cipher.integ_key_len());
-    let unusable = |error: crate::crypto::CryptoError| Cause::ChildProtocol(error.to_string());
-    let material = keys
-        .prf
-        .plus(
-            keys.derive.as_bytes(),
-            &[&nonces.initiator, &nonces.responder],
-            2 * (encr + integ),
-        )
-        .map_err(unusable)?;
-    let mut cut = Cut(material.as_bytes());
-    let mut next = || PacketKey::new(suite.cipher, cut.take(encr)?, cut.take(integ)?);
-    let outbound = Outbound::new(
-        outbound_spi,
-        next().map_err(unusable)?,
-        suite.esn,
-        Arc::clone(&selectors),
-    );
-    let inbound = Inbound::new(
-        offer.spi,
-        next().map_err(unusable)?,
-        suite.esn,
-        Arc::clone(&selectors),
-    );
+    // RFC 7296, section 2.17: the first child's nonces are those of IKE_SA_INIT.
+    let ChildKeys { outbound, inbound } = keys
+        .child_keys(suite.cipher, None, nonces, Role::Initiator)
+        .map_err(|error| Cause::ChildProtocol(error.to_string()))?;
+    let outbound = Outbound::new(outbound_spi, outbound, suite.esn, Arc::clone(&selectors));
+    let inbound = Inbound::new(offer.spi, inbound, suite.esn, Arc::clone(&selectors));
     let child = ChildSa {
         outbound,
         inbound,

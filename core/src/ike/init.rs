@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::auth::Auth;
 use super::channel::Channel;
-use super::keys::{Nonces, SaKeys, Spis};
+use super::keys::{Nonces, Role, SaKeys, Spis};
 use super::nat::{self, Nat};
 use super::proof::Transcript;
 use super::window::Backoff;
@@ -396,7 +396,7 @@ impl Init {
             .exchange
             .agree(ke.data)
             .map_err(|error| Cause::from(Broken::from(error)))?;
-        let keys = SaKeys::derive(&suite, &shared, &nonces, spis)
+        let keys = SaKeys::derive(&suite, &shared, &nonces, spis, Role::Initiator)
             .map_err(|error| Cause::from(Broken::from(error)))?;
         let nat = Nat::detect(&message.payloads, spis, self.path.local, self.path.remote);
         let port = if self.path.remote.port() == IKE_PORT {

@@ -1,8 +1,20 @@
-//! The seven keys of an IKE SA (RFC 7296, section 2.14).
+//! The keys of an IKE SA and of its children: the first ones (RFC 7296, section 2.14), those after each additional key
+//! exchange, and those after a rekeying (RFC 7296, sections 2.17 and 2.18; RFC 9370, section 2.2).
 
-use crate::crypto::{CryptoError, PacketKey, Prf, Secret};
+use crate::crypto::{CipherSuite, CryptoError, PacketKey, Prf, Secret};
 use crate::proposal::IkeSuite;
 use crate::wire::IkeSpi;
+
+/// Which side we are: of an IKE SA its original initiator or responder, of an exchange the one that asks or answers.
+///
+/// Of the SA that IKE_SA_INIT makes we are the initiator. Of one that came from the gateway's rekeying we are the
+/// responder, for good: our messages bear no I flag and our SPI is SPIr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Initiator,
+    #[cfg_attr(not(test), expect(dead_code, reason = "nothing rekeys yet"))]
+    Responder,
+}
 
 /// Both SPIs of an IKE SA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,66 +25,6 @@ pub(crate) struct Spis {
     pub(crate) responder: IkeSpi,
 }
 
-/// What protects the messages of an IKE SA and what its children's keys come from.
-pub(crate) struct SaKeys {
-    pub(crate) prf: Prf,
-    /// SK_d.
-    pub(crate) derive: Secret,
-    /// SK_pi.
-    pub(crate) proof_initiator: Secret,
-    /// SK_pr.
-    pub(crate) proof_responder: Secret,
-    /// SK_ei and SK_ai.
-    pub(crate) seal: PacketKey,
-    /// SK_er and SK_ar.
-    pub(crate) open: PacketKey,
-    /// The next initialization vector for `seal`; never used twice.
-    pub(crate) next_iv: u64,
-}
-
-impl SaKeys {
-    /// `SKEYSEED = prf(Ni | Nr, g^ir)`, then
-    /// `{SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr)`.
-    pub(crate) fn derive(
-        suite: &IkeSuite,
-        shared: &Secret,
-        nonces: &Nonces,
-        spis: Spis,
-    ) -> Result<Self, CryptoError> {
-        let prf = suite.prf;
-        let seed_key = Secret::new([nonces.initiator.as_slice(), &nonces.responder].concat());
-        let skeyseed = prf.compute(seed_key.as_bytes(), &[shared.as_bytes()]);
-        let (encr, integ, proof) = (
-            suite.cipher.encr_key_len(),
-            suite.cipher.integ_key_len(),
-            prf.key_len(),
-        );
-        let material = prf.plus(
-            skeyseed.as_bytes(),
-            &[
-                &nonces.initiator,
-                &nonces.responder,
-                &spis.initiator.0,
-                &spis.responder.0,
-            ],
-            3 * proof + 2 * integ + 2 * encr,
-        )?;
-        let mut cut = Cut(material.as_bytes());
-        let derive = Secret::from_slice(cut.take(proof)?);
-        let (integ_i, integ_r) = (cut.take(integ)?, cut.take(integ)?);
-        let (encr_i, encr_r) = (cut.take(encr)?, cut.take(encr)?);
-        Ok(Self {
-            prf,
-            derive,
-            seal: PacketKey::new(suite.cipher, encr_i, integ_i)?,
-            open: PacketKey::new(suite.cipher, encr_r, integ_r)?,
-            proof_initiator: Secret::from_slice(cut.take(proof)?),
-            proof_responder: Secret::from_slice(cut.take(proof)?),
-            next_iv: 0,
-        })
-    }
-}
-
 /// The nonces of an exchange.
 pub(crate) struct Nonces {
     /// Ni.
@@ -81,13 +33,194 @@ pub(crate) struct Nonces {
     pub(crate) responder: Vec<u8>,
 }
 
+/// The shared secrets of one CREATE_CHILD_SA and the IKE_FOLLOWUP_KE exchanges after it (RFC 9370, section 2.2.4).
+pub(crate) struct SharedSecrets {
+    /// SK(0): of the KE payloads of CREATE_CHILD_SA.
+    pub(crate) first: Secret,
+    /// SK(1), SK(2) and so on: of the additional key exchanges, in the order of their transform types.
+    pub(crate) additional: Vec<Secret>,
+}
+
+impl SharedSecrets {
+    /// `SK(0) | Ni | Nr | SK(1) | .. | SK(n)`: the later secrets come after the nonces.
+    fn seed<'a>(&'a self, nonces: &'a Nonces) -> Vec<&'a [u8]> {
+        [self.first.as_bytes(), &nonces.initiator, &nonces.responder]
+            .into_iter()
+            .chain(self.additional.iter().map(Secret::as_bytes))
+            .collect()
+    }
+}
+
+/// What protects the messages of an IKE SA and what its children's keys come from.
+pub(crate) struct SaKeys {
+    /// Which side of the SA we are.
+    pub(crate) role: Role,
+    pub(crate) prf: Prf,
+    /// SK_d.
+    pub(crate) derive: Secret,
+    /// SK_pi.
+    pub(crate) proof_initiator: Secret,
+    /// SK_pr.
+    pub(crate) proof_responder: Secret,
+    /// What we send with: SK_ei and SK_ai as initiator, SK_er and SK_ar as responder.
+    pub(crate) seal: PacketKey,
+    /// What the peer sends with: the other two.
+    pub(crate) open: PacketKey,
+    /// The next initialization vector for `seal`; never used twice.
+    pub(crate) next_iv: u64,
+}
+
+impl SaKeys {
+    /// The keys after IKE_SA_INIT: `SKEYSEED = prf(Ni | Nr, g^ir)` (RFC 7296, section 2.14).
+    pub(crate) fn derive(
+        suite: &IkeSuite,
+        shared: &Secret,
+        nonces: &Nonces,
+        spis: Spis,
+        role: Role,
+    ) -> Result<Self, CryptoError> {
+        let key = Secret::new([nonces.initiator.as_slice(), &nonces.responder].concat());
+        let skeyseed = suite.prf.compute(key.as_bytes(), &[shared.as_bytes()]);
+        Self::expand(suite.prf, suite.cipher, &skeyseed, nonces, spis, role)
+    }
+
+    /// The keys after an IKE_INTERMEDIATE exchange that made `shared`: `SKEYSEED(n) = prf(SK_d(n-1), SK(n) | Ni | Nr)`
+    /// (RFC 9370, section 2.2.2). They count from the next exchange on.
+    ///
+    /// `suite`, `nonces` and `spis` are those of IKE_SA_INIT.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "no additional key exchange is offered yet")
+    )]
+    pub(crate) fn derive_next(
+        &self,
+        suite: &IkeSuite,
+        shared: &Secret,
+        nonces: &Nonces,
+        spis: Spis,
+    ) -> Result<Self, CryptoError> {
+        let seed: [&[u8]; 3] = [shared.as_bytes(), &nonces.initiator, &nonces.responder];
+        let skeyseed = self.prf.compute(self.derive.as_bytes(), &seed);
+        Self::expand(suite.prf, suite.cipher, &skeyseed, nonces, spis, self.role)
+    }
+
+    /// The keys of the SA that replaces this one: `SKEYSEED = prf(SK_d, SK(0) | Ni | Nr | SK(1) | .. | SK(n))` with this
+    /// SA's PRF, and all that follows with the PRF of `suite`, the new SA's (RFC 7296, section 2.18; RFC 9370, section
+    /// 2.2.4).
+    ///
+    /// `nonces` are those of the CREATE_CHILD_SA exchange, `spis` those of its SA payloads. `role` is our side of that
+    /// exchange, and so of the new SA.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nothing rekeys yet"))]
+    pub(crate) fn derive_rekeyed(
+        &self,
+        suite: &IkeSuite,
+        shared: &SharedSecrets,
+        nonces: &Nonces,
+        spis: Spis,
+        role: Role,
+    ) -> Result<Self, CryptoError> {
+        let skeyseed = self.rekeyed_seed(shared, nonces);
+        Self::expand(suite.prf, suite.cipher, &skeyseed, nonces, spis, role)
+    }
+
+    /// The SKEYSEED of [`Self::derive_rekeyed`].
+    fn rekeyed_seed(&self, shared: &SharedSecrets, nonces: &Nonces) -> Secret {
+        self.prf.compute(self.derive.as_bytes(), &shared.seed(nonces))
+    }
+
+    /// The keys of a Child SA: `KEYMAT = prf+(SK_d, [SK(0) |] Ni | Nr [| SK(1) | .. | SK(n)])` (RFC 7296, section 2.17;
+    /// RFC 9370, section 2.2.4).
+    ///
+    /// `shared` is none in IKE_AUTH and where CREATE_CHILD_SA had no KE payloads. `nonces` are those of the exchange
+    /// that makes the child, which for IKE_AUTH are those of IKE_SA_INIT, and `role` is our side of that exchange,
+    /// whichever side of the IKE SA we are.
+    pub(crate) fn child_keys(
+        &self,
+        cipher: CipherSuite,
+        shared: Option<&SharedSecrets>,
+        nonces: &Nonces,
+        role: Role,
+    ) -> Result<ChildKeys, CryptoError> {
+        let (encr, integ) = (cipher.encr_key_len(), cipher.integ_key_len());
+        let seed = shared.map_or_else(
+            || vec![nonces.initiator.as_slice(), nonces.responder.as_slice()],
+            |shared| shared.seed(nonces),
+        );
+        let material = self.prf.plus(self.derive.as_bytes(), &seed, 2 * (encr + integ))?;
+        let mut cut = Cut(material.as_bytes());
+        let mut next = || PacketKey::new(cipher, cut.take(encr)?, cut.take(integ)?);
+        // From the exchange's initiator to its responder first.
+        let (first, second) = (next()?, next()?);
+        let (outbound, inbound) = role.ours_and_theirs(first, second);
+        Ok(ChildKeys { outbound, inbound })
+    }
+
+    /// `{SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr)`.
+    fn expand(
+        prf: Prf,
+        cipher: CipherSuite,
+        skeyseed: &Secret,
+        nonces: &Nonces,
+        spis: Spis,
+        role: Role,
+    ) -> Result<Self, CryptoError> {
+        let (encr, integ, proof) = (cipher.encr_key_len(), cipher.integ_key_len(), prf.key_len());
+        let seed: [&[u8]; 4] = [
+            &nonces.initiator,
+            &nonces.responder,
+            &spis.initiator.0,
+            &spis.responder.0,
+        ];
+        let material = prf.plus(skeyseed.as_bytes(), &seed, 3 * proof + 2 * integ + 2 * encr)?;
+        let mut cut = Cut(material.as_bytes());
+        let derive = Secret::from_slice(cut.take(proof)?);
+        let (integ_i, integ_r) = (cut.take(integ)?, cut.take(integ)?);
+        let (encr_i, encr_r) = (cut.take(encr)?, cut.take(encr)?);
+        let (seal, open) = role.ours_and_theirs(
+            PacketKey::new(cipher, encr_i, integ_i)?,
+            PacketKey::new(cipher, encr_r, integ_r)?,
+        );
+        Ok(Self {
+            role,
+            prf,
+            derive,
+            proof_initiator: Secret::from_slice(cut.take(proof)?),
+            proof_responder: Secret::from_slice(cut.take(proof)?),
+            seal,
+            open,
+            next_iv: 0,
+        })
+    }
+}
+
+/// Both directions' keys of a Child SA.
+pub(crate) struct ChildKeys {
+    /// What we send with.
+    pub(crate) outbound: PacketKey,
+    /// What the peer sends with.
+    pub(crate) inbound: PacketKey,
+}
+
+impl Role {
+    /// What is ours and what the peer's, of what the initiator and the responder have.
+    fn ours_and_theirs<T>(self, initiator: T, responder: T) -> (T, T) {
+        match self {
+            Self::Initiator => (initiator, responder),
+            Self::Responder => (responder, initiator),
+        }
+    }
+}
+
 /// Key material, cut from its beginning.
-pub(crate) struct Cut<'a>(pub(crate) &'a [u8]);
+struct Cut<'a>(&'a [u8]);
 
 impl<'a> Cut<'a> {
-    pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], CryptoError> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], CryptoError> {
         let (head, rest) = self.0.split_at_checked(len).ok_or(CryptoError::KeyLength)?;
         self.0 = rest;
         Ok(head)
     }
 }
+
+#[cfg(test)]
+mod tests;
