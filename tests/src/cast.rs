@@ -117,39 +117,26 @@ impl Cast {
         let (proof, client) = match method {
             AuthKind::Psk => (Proof::Psk(PSK.to_vec()), ClientAuth::Psk(PSK.to_vec())),
             AuthKind::Certificate => (self.proof(), ClientAuth::Certificate),
-            AuthKind::EapTls => (
-                self.proof(),
-                ClientAuth::Eap(Box::new(self.eap_tls(TlsBehaviour::REGULAR))),
-            ),
+            AuthKind::EapTls => {
+                let config = self.tls_config();
+                let server = move || eap_tls(&config, TlsBehaviour::REGULAR);
+                (self.proof(), ClientAuth::Eap(Box::new(server)))
+            }
             AuthKind::EapMsChapV2 => {
-                let server = MsChapServer::new("alice", PASSWORD, [7; 16], MsChapBehaviour::Regular);
-                (
-                    self.proof(),
-                    ClientAuth::Eap(Box::new(EapServer::new(ServerMethod::MsChapV2(server), true))),
-                )
+                let server = || {
+                    let server = MsChapServer::new("alice", PASSWORD, [7; 16], MsChapBehaviour::Regular);
+                    EapServer::new(ServerMethod::MsChapV2(server), true)
+                };
+                (self.proof(), ClientAuth::Eap(Box::new(server)))
             }
         };
         GatewayConfig {
-            identity: Identity::Fqdn(GATEWAY.into()),
-            proof,
-            client,
-            ike: default_ike(),
-            esp: default_esp(),
-            cookie: false,
-            refuse_init: None,
-            refuse_auth: None,
-            refuse_child: None,
-            bare_refusal: false,
-            wrong_msk: false,
-            insist_on: None,
-            signature_hashes: true,
-            fragment: Some(1200),
             pool: vec![
                 "10.3.0.1".parse().expect("an address"),
                 "fd00:3::1".parse().expect("an address"),
             ],
             servers: vec!["10.3.255.53".parse().expect("an address")],
-            selectors: None,
+            ..GatewayConfig::new(Identity::Fqdn(GATEWAY.into()), proof, client)
         }
     }
 
@@ -160,16 +147,16 @@ impl Cast {
     /// An EAP-TLS server with the gateway's certificate, TLS 1.3.
     #[must_use]
     pub fn eap_tls(&self, behaviour: TlsBehaviour) -> EapServer {
-        let config = tls_server_config(
+        eap_tls(&self.tls_config(), behaviour)
+    }
+
+    fn tls_config(&self) -> Arc<rustls::ServerConfig> {
+        tls_server_config(
             vec![CertificateDer::from(self.gateway.der.clone())],
             PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.gateway.key.clone())),
             CertificateDer::from(self.authority.der.clone()),
             rustls::ALL_VERSIONS,
             BEGINNING,
-        );
-        EapServer::new(
-            ServerMethod::Tls(Box::new(EapTlsServer::new(Arc::clone(&config), behaviour))),
-            true,
         )
     }
 
@@ -242,6 +229,11 @@ impl Cast {
     pub fn world(&self, method: AuthKind, seed: u64) -> World {
         World::new(Gateway::new(self.gateway(method), 0x47), seed)
     }
+}
+
+fn eap_tls(config: &Arc<rustls::ServerConfig>, behaviour: TlsBehaviour) -> EapServer {
+    let server = EapTlsServer::new(Arc::clone(config), behaviour);
+    EapServer::new(ServerMethod::Tls(Box::new(server)), true)
 }
 
 /// IKE proposals from keywords.

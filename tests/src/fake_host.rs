@@ -297,6 +297,7 @@ impl host::Socket for Socket {
     }
 
     fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        let now = self.host.now();
         let answers = {
             let machine = &mut *self.host.machine();
             if machine.room == 0 {
@@ -307,7 +308,7 @@ impl host::Socket for Socket {
                 local: remote,
                 remote: ([10, 0, 0, 2], 40_000).into(),
             };
-            machine.gateway.handle(path, datagram)
+            machine.gateway.handle(path, datagram, now)
         };
         self.host.deliver(answers);
         Ok(())

@@ -202,7 +202,7 @@ impl World {
         };
         match delivery {
             Delivery::ToGateway(path, datagram) => {
-                let answers = self.gateway.handle(path, &datagram);
+                let answers = self.gateway.handle(path, &datagram, self.now);
                 self.carry_down(answers);
             }
             Delivery::ToClient(path, mut datagram) => {
