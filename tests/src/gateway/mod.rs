@@ -28,6 +28,8 @@ mod init;
 mod keys;
 mod rekey;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -262,6 +264,13 @@ impl Gateway {
     #[must_use]
     pub fn paths(&self) -> Vec<Path> {
         self.sessions.iter().map(|session| session.esp_path).collect()
+    }
+
+    /// The further addresses that each client has told (RFC 4555, section 3.4).
+    #[must_use]
+    pub fn client_addresses(&self) -> Vec<Vec<IpAddr>> {
+        let sessions = self.sessions.iter();
+        sessions.map(|session| session.peer.addresses.clone()).collect()
     }
 
     /// When the gateway has something to do of its own accord.

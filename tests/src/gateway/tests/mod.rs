@@ -1,0 +1,11 @@
+//! The gateway against a client played by hand.
+
+mod channel;
+mod children;
+mod connect;
+mod drafts;
+mod ike;
+mod life;
+mod mobike;
+mod peer;
+mod said;
