@@ -1,10 +1,12 @@
-//! The network between client and gateway: delay, loss, repetition, disorder, a NAT, and rules for single messages.
+//! The network between client and gateway: interfaces, NATs, delay, loss, repetition, disorder, damage, and rules for
+//! single messages.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use peregrine_core::command::Path;
 use peregrine_core::rng::Rng;
+use peregrine_core::timer::Instant;
 use peregrine_core::wire::Header;
 use peregrine_core::wire::iana::ExchangeType;
 
@@ -60,9 +62,83 @@ impl Rule {
     }
 }
 
+/// A network that the client's machine is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The interface's name.
+    pub name: String,
+    /// The machine's IPv4 address there.
+    pub v4: Option<Ipv4Addr>,
+    /// The machine's IPv6 address there.
+    pub v6: Option<Ipv6Addr>,
+    /// The machine is behind this address there.
+    pub nat: Option<IpAddr>,
+    /// The largest IP datagram that is known to get through.
+    pub mtu: Option<u16>,
+    /// It is up, but nothing gets through.
+    pub is_dead: bool,
+}
+
+impl Interface {
+    /// A network with these addresses of the machine.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is no address.
+    #[must_use]
+    pub fn new(name: &str, addresses: &[&str]) -> Self {
+        let mut interface = Self {
+            name: name.to_owned(),
+            v4: None,
+            v6: None,
+            nat: None,
+            mtu: Some(1500),
+            is_dead: false,
+        };
+        for address in addresses {
+            match address.parse().expect("an address") {
+                IpAddr::V4(ip) => interface.v4 = Some(ip),
+                IpAddr::V6(ip) => interface.v6 = Some(ip),
+            }
+        }
+        interface
+    }
+
+    /// The same behind a NAT with this address.
+    ///
+    /// # Panics
+    ///
+    /// If it is no address.
+    #[must_use]
+    pub fn behind(self, nat: &str) -> Self {
+        Self {
+            nat: Some(nat.parse().expect("an address")),
+            ..self
+        }
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(ip) => self.v4 == Some(ip),
+            IpAddr::V6(ip) => self.v6 == Some(ip),
+        }
+    }
+}
+
+/// A NAT's memory of one socket of the client's.
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    inner: SocketAddr,
+    outer: SocketAddr,
+    used: Instant,
+    is_alive: bool,
+}
+
 /// The network. Seeded, so that every run is the same.
 pub struct Link {
     rng: Rng,
+    /// Where the machine is, what it prefers first.
+    pub interfaces: Vec<Interface>,
     /// One way, without disorder.
     pub latency: Duration,
     /// Up to this much is added to each datagram's latency, so that datagrams overtake each other.
@@ -71,16 +147,27 @@ pub struct Link {
     pub loss: u64,
     /// Datagrams repeated, per mille.
     pub repetition: u64,
-    /// The client is behind this address.
+    /// Datagrams with one bit turned over, per mille.
+    pub damage: u64,
+    /// The client is behind this address, wherever the interface has no NAT of its own.
     pub nat: Option<IpAddr>,
+    /// A NAT forgets a mapping through which nothing went out for so long.
+    pub nat_patience: Option<Duration>,
     /// UDP payloads above this many octets are lost, as where IP fragments are dropped.
     pub largest: Option<usize>,
     /// Rules for single messages, the first that fits counts.
     pub rules: Vec<Rule>,
     /// Nothing gets through to or from these ports of the gateway.
     pub blocked_ports: Vec<u16>,
-    mapped: Option<IpAddr>,
+    /// Nothing gets through to or from these addresses of the gateway.
+    pub blocked: Vec<IpAddr>,
+    mappings: Vec<Mapping>,
 }
+
+/// The client's port.
+const PORT: u16 = 40_000;
+/// Where a NAT's ports begin.
+const NAT_PORTS: u16 = 50_000;
 
 impl Link {
     /// A good network: 10 ms each way.
@@ -90,15 +177,19 @@ impl Link {
         octets[..8].copy_from_slice(&seed.to_be_bytes());
         Self {
             rng: Rng::new(octets),
+            interfaces: vec![Interface::new("eth0", &["10.0.0.2", "fd00::2"])],
             latency: Duration::from_millis(10),
             jitter: Duration::ZERO,
             loss: 0,
             repetition: 0,
+            damage: 0,
             nat: None,
+            nat_patience: None,
             largest: None,
             rules: Vec::new(),
             blocked_ports: Vec::new(),
-            mapped: None,
+            blocked: Vec::new(),
+            mappings: Vec::new(),
         }
     }
 
@@ -150,29 +241,233 @@ impl Link {
         Some(rule.fate)
     }
 
-    /// The client's path as the gateway sees it.
-    pub fn seen_by_gateway(&mut self, path: Path) -> Path {
-        let mut client = path.local;
-        if let Some(public) = self.nat {
-            self.mapped = Some(client.ip());
-            client = SocketAddr::new(public, client.port().wrapping_add(10_000));
+    /// The socket that reaches `remote`, and the interface that it leaves through.
+    #[must_use]
+    pub fn route(&self, remote: IpAddr) -> Option<(SocketAddr, &Interface)> {
+        self.interfaces.iter().find_map(|interface| {
+            let local = match remote {
+                IpAddr::V4(_) => interface.v4.map(IpAddr::V4),
+                IpAddr::V6(_) => interface.v6.map(IpAddr::V6),
+            };
+            local.map(|ip| (SocketAddr::new(ip, PORT), interface))
+        })
+    }
+
+    /// Whether the machine has this address, and something gets through there.
+    #[must_use]
+    pub fn is_here(&self, address: IpAddr) -> bool {
+        self.interfaces
+            .iter()
+            .any(|interface| interface.has(address) && !interface.is_dead)
+    }
+
+    fn nat_of(&self, address: IpAddr) -> Option<IpAddr> {
+        let interface = self.interfaces.iter().find(|interface| interface.has(address))?;
+        let nat = interface.nat.or(self.nat);
+        nat.filter(|nat| nat.is_ipv4() == address.is_ipv4())
+    }
+
+    /// The client's path as the gateway sees it; none when the datagram gets nowhere.
+    pub fn up(&mut self, path: Path, now: Instant) -> Option<Path> {
+        if !self.is_here(path.local.ip()) || self.blocked.contains(&path.remote.ip()) {
+            return None;
         }
-        Path {
+        let client = match self.nat_of(path.local.ip()) {
+            None => path.local,
+            Some(nat) => self.map(path.local, nat, now),
+        };
+        Some(Path {
             local: path.remote,
             remote: client,
+        })
+    }
+
+    /// Where a NAT lets a socket of the client's appear.
+    fn map(&mut self, inner: SocketAddr, nat: IpAddr, now: Instant) -> SocketAddr {
+        self.forget_idle(now);
+        let known = self
+            .mappings
+            .iter_mut()
+            .find(|mapping| mapping.is_alive && mapping.inner == inner && mapping.outer.ip() == nat);
+        if let Some(mapping) = known {
+            mapping.used = now;
+            return mapping.outer;
+        }
+        let count = u16::try_from(self.mappings.len() % 10_000).unwrap_or(0);
+        let outer = SocketAddr::new(nat, NAT_PORTS + count);
+        self.mappings.push(Mapping {
+            inner,
+            outer,
+            used: now,
+            is_alive: true,
+        });
+        outer
+    }
+
+    fn forget_idle(&mut self, now: Instant) {
+        let Some(patience) = self.nat_patience else { return };
+        for mapping in &mut self.mappings {
+            mapping.is_alive &= now < mapping.used + patience;
         }
     }
 
-    /// The gateway's path as the client sees it.
-    #[must_use]
-    pub fn seen_by_client(&self, path: Path) -> Path {
-        let mut client = path.remote;
-        if let (Some(_), Some(inner)) = (self.nat, self.mapped) {
-            client = SocketAddr::new(inner, client.port().wrapping_sub(10_000));
+    /// The NATs forget everything: whatever goes out next appears from another port.
+    pub fn forget_mappings(&mut self) {
+        for mapping in &mut self.mappings {
+            mapping.is_alive = false;
         }
-        Path {
+    }
+
+    /// The gateway's path as the client sees it; none when the datagram gets nowhere.
+    pub fn down(&mut self, path: Path, now: Instant) -> Option<Path> {
+        if self.blocked.contains(&path.local.ip()) {
+            return None;
+        }
+        self.forget_idle(now);
+        let mapped = self
+            .mappings
+            .iter()
+            .find(|mapping| mapping.is_alive && mapping.outer == path.remote);
+        let client = match mapped {
+            Some(mapping) => mapping.inner,
+            None if self.nat_of(path.remote.ip()).is_none() => path.remote,
+            None => return None,
+        };
+        self.is_here(client.ip()).then_some(Path {
             local: client,
             remote: path.local,
+        })
+    }
+
+    /// The gateway's path as the client would see it, whether anything gets through or not.
+    #[must_use]
+    pub fn seen_by_client(&self, path: Path) -> Path {
+        let mapped = self.mappings.iter().find(|mapping| mapping.outer == path.remote);
+        Path {
+            local: mapped.map_or(path.remote, |mapping| mapping.inner),
+            remote: path.local,
         }
+    }
+
+    /// Turns a bit of a datagram over, if it is its turn.
+    pub fn damage(&mut self, datagram: &mut [u8]) {
+        if self.damage > 0 && self.rng.below(1000) < self.damage {
+            let bits = u64::try_from(datagram.len() * 8).unwrap_or(0);
+            let bit = usize::try_from(self.rng.below(bits)).unwrap_or(0);
+            if let Some(octet) = datagram.get_mut(bit / 8) {
+                *octet ^= 1 << (bit % 8);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(local: &str, remote: &str) -> Path {
+        Path {
+            local: local.parse().expect("an end"),
+            remote: remote.parse().expect("an end"),
+        }
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::new(Duration::from_secs(seconds))
+    }
+
+    const HOME: &str = "10.0.0.2:40000";
+    const GATEWAY: &str = "192.0.2.1:4500";
+
+    #[test]
+    fn without_a_nat_both_see_the_same_addresses() {
+        let mut link = Link::new(1);
+        let up = link.up(path(HOME, GATEWAY), at(0));
+        assert_eq!(up, Some(path(GATEWAY, HOME)));
+        assert_eq!(link.down(path(GATEWAY, HOME), at(0)), Some(path(HOME, GATEWAY)));
+        assert_eq!(
+            link.up(path("10.0.0.77:40000", GATEWAY), at(0)),
+            None,
+            "not our address"
+        );
+    }
+
+    #[test]
+    fn a_nat_keeps_a_mapping_until_it_forgets_it() {
+        let mut link = Link::new(1);
+        link.nat = Some("198.51.100.7".parse().expect("an address"));
+        link.nat_patience = Some(Duration::from_secs(30));
+        let seen = |link: &mut Link, now| link.up(path(HOME, GATEWAY), at(now)).expect("a way").remote;
+        let first = seen(&mut link, 0);
+        assert_eq!(first.ip().to_string(), "198.51.100.7");
+        assert_eq!(seen(&mut link, 29), first);
+        let back = |link: &mut Link, to: SocketAddr, now| {
+            let path = Path {
+                local: GATEWAY.parse().expect("an end"),
+                remote: to,
+            };
+            link.down(path, at(now)).map(|path| path.local.to_string())
+        };
+        assert_eq!(back(&mut link, first, 58).as_deref(), Some(HOME));
+        assert_eq!(back(&mut link, first, 59), None, "nothing went out for too long");
+        let second = seen(&mut link, 60);
+        assert_ne!(second, first);
+        assert_eq!(back(&mut link, first, 60), None);
+        link.forget_mappings();
+        assert_eq!(back(&mut link, second, 60), None);
+        let third = seen(&mut link, 60);
+        assert_ne!(third, second);
+        link.nat = Some("198.51.100.8".parse().expect("an address"));
+        let fourth = seen(&mut link, 60);
+        assert_eq!(fourth.ip().to_string(), "198.51.100.8");
+        assert_eq!(back(&mut link, fourth, 60).as_deref(), Some(HOME));
+        // What is inside is not reached from outside.
+        assert_eq!(back(&mut link, HOME.parse().expect("an end"), 60), None);
+    }
+
+    #[test]
+    fn each_network_has_its_own_addresses_and_its_own_nat() {
+        let mut link = Link::new(1);
+        link.interfaces = vec![
+            Interface::new("wwan0", &["fd00:9::2"]),
+            Interface::new("wlan0", &["10.7.0.2", "fd00:7::2"]).behind("198.51.100.7"),
+        ];
+        let gateway: IpAddr = "192.0.2.1".parse().expect("an address");
+        let (local, interface) = link.route(gateway).expect("a route");
+        assert_eq!(
+            (local.to_string().as_str(), interface.name.as_str()),
+            ("10.7.0.2:40000", "wlan0")
+        );
+        let (local, _) = link
+            .route("2001:db8::1".parse().expect("an address"))
+            .expect("a route");
+        assert_eq!(local.to_string(), "[fd00:9::2]:40000");
+        let up = link.up(path("10.7.0.2:40000", GATEWAY), at(0)).expect("a way");
+        assert_eq!(up.remote.ip().to_string(), "198.51.100.7");
+        let v6 = link.up(path("[fd00:7::2]:40000", "[2001:db8::1]:4500"), at(0));
+        assert_eq!(
+            v6.expect("a way").remote.to_string(),
+            "[fd00:7::2]:40000",
+            "an IPv4 NAT is none for IPv6"
+        );
+        link.interfaces[1].is_dead = true;
+        assert!(link.up(path("10.7.0.2:40000", GATEWAY), at(0)).is_none());
+        assert!(link.down(up, at(0)).is_none());
+        assert!(link.route(gateway).is_some(), "nobody knows that it is dead");
+        link.blocked = vec!["2001:db8::1".parse().expect("an address")];
+        let v6 = path("[fd00:9::2]:40000", "[2001:db8::1]:4500");
+        assert!(link.up(v6, at(0)).is_none());
+    }
+
+    #[test]
+    fn damage_turns_one_bit_over() {
+        let mut link = Link::new(1);
+        let mut datagram = vec![0; 100];
+        link.damage(&mut datagram);
+        assert_eq!(datagram, [0; 100]);
+        link.damage = 1000;
+        link.damage(&mut datagram);
+        let ones: u32 = datagram.iter().map(|octet| octet.count_ones()).sum();
+        assert_eq!(ones, 1);
     }
 }

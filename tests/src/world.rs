@@ -1,7 +1,7 @@
 //! One client, one gateway, the network between them, and a clock that jumps to whatever happens next.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -12,9 +12,10 @@ use peregrine_core::command::{
 use peregrine_core::plan::Plan;
 use peregrine_core::profile::{Credentials, Profile};
 use peregrine_core::timer::{Instant, UnixTime};
+use peregrine_core::wire::{EspSpi, IkeSpi};
 
-use crate::gateway::Gateway;
-use crate::link::{Link, Way};
+use crate::gateway::{Gateway, SaSet};
+use crate::link::{Interface, Link, Way};
 
 /// The wall-clock time at which every world begins: 2026-11-21T00:00:00Z.
 pub const BEGINNING: UnixTime = UnixTime(Duration::from_secs(1_795_219_200));
@@ -31,7 +32,7 @@ pub struct World {
     pub link: Link,
     /// What host names resolve to.
     pub names: BTreeMap<String, Vec<IpAddr>>,
-    /// Address families that this machine has no route for.
+    /// Addresses that this machine has no route for.
     pub unreachable: Vec<IpAddr>,
     /// What applying a plan shall fail with.
     pub apply_fault: Option<HostFault>,
@@ -129,6 +130,103 @@ impl World {
         self.carry_down(sent);
     }
 
+    /// The machine leaves all networks for this one.
+    pub fn move_to(&mut self, interface: Interface) {
+        self.link.interfaces = vec![interface];
+        self.tell_network();
+    }
+
+    /// The machine is in this network too, and prefers it.
+    pub fn join(&mut self, interface: Interface) {
+        self.link.interfaces.insert(0, interface);
+        self.tell_network();
+    }
+
+    /// The machine leaves the network of this name.
+    pub fn leave(&mut self, name: &str) {
+        self.link.interfaces.retain(|interface| interface.name != name);
+        self.tell_network();
+    }
+
+    /// The machine leaves all networks.
+    pub fn go_offline(&mut self) {
+        self.link.interfaces.clear();
+        self.tell_network();
+    }
+
+    /// Nothing gets through any more in the network of this name, and nobody says so.
+    pub fn black_hole(&mut self, name: &str) {
+        for interface in &mut self.link.interfaces {
+            interface.is_dead |= interface.name == name;
+        }
+    }
+
+    /// The NATs forget the client, and nobody says so: it appears from another port, and the old one leads nowhere.
+    pub fn rebind_nat(&mut self) {
+        self.link.forget_mappings();
+    }
+
+    /// The machine sleeps: its clock goes on, and nothing else. What is sent to it meanwhile is lost.
+    ///
+    /// # Panics
+    ///
+    /// If the gateway does not come to rest.
+    pub fn sleep(&mut self, span: Duration) {
+        let end = self.now + span;
+        for _ in 0..1_000_000 {
+            let arrival = self.queue.peek().map(|Reverse((due, ..))| *due);
+            let next = [arrival, self.gateway.poll_timeout()];
+            let Some(next) = next.into_iter().flatten().min().filter(|next| *next <= end) else {
+                self.now = end;
+                self.tell_network();
+                return;
+            };
+            self.now = self.now.max(next);
+            if arrival != Some(next) {
+                let sent = self.gateway.handle_timeout(self.now);
+                self.carry_down(sent);
+            } else if let Some(Reverse((_, _, Delivery::ToGateway(path, datagram)))) = self.queue.pop() {
+                let answers = self.gateway.handle(path, &datagram, self.now);
+                self.carry_down(answers);
+            }
+        }
+        panic!(
+            "the gateway does not come to rest: {:?}",
+            self.gateway.poll_timeout()
+        );
+    }
+
+    /// Networks may have changed, or the machine has woken: what a real host tells its client then.
+    fn tell_network(&mut self) {}
+
+    /// The SAs that the client shows in its status, in the gateway's terms.
+    ///
+    /// # Panics
+    ///
+    /// If the status shows something else than SPIs.
+    #[must_use]
+    pub fn client_sa_set(&self) -> SaSet {
+        let status = self.status();
+        let esp = |text: &str| EspSpi(u32::from_str_radix(text, 16).expect("an SPI"));
+        let ike = |text: &str| IkeSpi(u64::from_str_radix(text, 16).expect("an SPI").to_be_bytes());
+        let children: BTreeSet<_> = status
+            .child_sas
+            .iter()
+            .map(|child| (esp(&child.outbound_spi), esp(&child.inbound_spi)))
+            .collect();
+        let sas = status
+            .ike_sa
+            .iter()
+            .map(|sa| ((ike(&sa.initiator_spi), ike(&sa.responder_spi)), children.clone()));
+        sas.collect()
+    }
+
+    /// Both ends have the same SAs.
+    #[must_use]
+    pub fn ends_agree(&self) -> bool {
+        self.client_sa_set() == self.gateway.sa_set()
+    }
+
     /// The client's last status.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -205,6 +303,8 @@ impl World {
                 let answers = self.gateway.handle(path, &datagram, self.now);
                 self.carry_down(answers);
             }
+            // Whatever comes to an address that the machine has left is lost.
+            Delivery::ToClient(path, _) if !self.link.is_here(path.local.ip()) => {}
             Delivery::ToClient(path, mut datagram) => {
                 if let Some(packet) = self.client.handle_datagram(path, &mut datagram, self.now) {
                     self.received.push(packet.to_vec());
@@ -248,38 +348,43 @@ impl World {
     }
 
     fn bind(&self, remote: SocketAddr) -> Result<Bound, HostFault> {
-        if self.unreachable.contains(&remote.ip()) {
+        let route = self.link.route(remote.ip());
+        let route = route.filter(|_| !self.unreachable.contains(&remote.ip()));
+        let Some((local, interface)) = route else {
             return Err(HostFault {
                 action: format!("reach {remote}"),
                 reason: "network is unreachable".into(),
                 permission: false,
             });
-        }
-        let local: SocketAddr = if remote.is_ipv4() {
-            ([10, 0, 0, 2], 40_000).into()
-        } else {
-            ([0xfd, 0, 0, 0, 0, 0, 0, 2_u16], 40_000).into()
         };
         Ok(Bound {
             path: Path { local, remote },
-            mtu: Some(1500),
-            interface: Some("eth0".into()),
+            mtu: interface.mtu,
+            interface: Some(interface.name.clone()),
         })
     }
 
     fn carry_up(&mut self, path: Path, datagram: Vec<u8>) {
         self.sent.push((self.now, path, datagram.clone()));
-        let seen = self.link.seen_by_gateway(path);
+        let Some(seen) = self.link.up(path, self.now) else {
+            return;
+        };
         for delay in self.link.carry(Way::Up, path.remote.port(), &datagram) {
-            self.enqueue(delay, Delivery::ToGateway(seen, datagram.clone()));
+            let mut copy = datagram.clone();
+            self.link.damage(&mut copy);
+            self.enqueue(delay, Delivery::ToGateway(seen, copy));
         }
     }
 
     fn carry_down(&mut self, datagrams: Vec<(Path, Vec<u8>)>) {
         for (path, datagram) in datagrams {
-            let seen = self.link.seen_by_client(path);
+            let Some(seen) = self.link.down(path, self.now) else {
+                continue;
+            };
             for delay in self.link.carry(Way::Down, path.local.port(), &datagram) {
-                self.enqueue(delay, Delivery::ToClient(seen, datagram.clone()));
+                let mut copy = datagram.clone();
+                self.link.damage(&mut copy);
+                self.enqueue(delay, Delivery::ToClient(seen, copy));
             }
         }
     }
