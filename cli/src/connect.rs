@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use peregrine_core::command::{Cause, Command, Failure, HostFault, Stage, State, Status, Traffic};
+use peregrine_core::command::{Cause, Command, Failure, Happening, HostFault, Stage, State, Status, Traffic};
 use peregrine_core::profile::{Credentials, MissingSecret, Profile, WEAK_PSK_WARNING, is_weak_psk};
 use peregrine_platform::driver::{self, Notice};
 use peregrine_platform::linux::{self, LinuxHost};
@@ -153,6 +153,7 @@ async fn follow(
                     }
                 }
                 Notice::Traffic(traffic) => output.traffic(&traffic),
+                Notice::Happened(happening) => output.happened(&happening),
             },
             _ = interrupt.recv() => commands = end(commands, &mut ending, Ending::Asked)?,
             _ = terminate.recv() => commands = end(commands, &mut ending, Ending::Asked)?,
@@ -170,6 +171,7 @@ async fn follow(
                 failure = status.failure.or(failure);
             }
             Notice::Traffic(traffic) => output.traffic(&traffic),
+            Notice::Happened(happening) => output.happened(&happening),
         }
     }
     let stage = output.progress.stage().unwrap_or(Stage::Resolve);
@@ -248,6 +250,15 @@ impl Output {
         }
     }
 
+    fn happened(&mut self, happening: &Happening) {
+        if self.json {
+            return print(happening);
+        }
+        let lines = self.progress.happened(happening, self.started.elapsed());
+        self.screen.lines(&lines);
+        self.tick();
+    }
+
     fn tick(&mut self) {
         let line = self
             .progress
@@ -277,7 +288,7 @@ impl Output {
     }
 }
 
-fn print(event: &Event<'_>) {
+fn print(event: &impl Serialize) {
     match serde_json::to_string(event) {
         Ok(line) => screen::write(&(line + "\n")),
         Err(error) => tracing::error!(%error, "an event could not be written"),

@@ -58,6 +58,8 @@ impl From<&Failure> for Exit {
             | Cause::Refused(_)
             | Cause::WentSilent
             | Cause::DeletedByGateway
+            | Cause::EndedByGateway(_)
+            | Cause::Expired
             | Cause::PeerDead
             | Cause::Exhausted => match failure.phase() {
                 Phase::Network => Self::Unreachable,

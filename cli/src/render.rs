@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use peregrine_core::command::{Failure, Phase, Side, Stage, State, Status, Traffic};
+use peregrine_core::command::{
+    Failure, Happening, Initiator, Means, Phase, RekeyKind, Side, Stage, State, Status, Traffic, Why,
+};
 
 use crate::screen::Style;
 
@@ -21,8 +23,35 @@ pub(crate) struct Progress {
     stage_since: Duration,
     attempt: u32,
     connected_at: Option<Duration>,
+    /// Why and for which time a tunnel that was up is built anew, in words.
+    again: String,
     /// The last two samples of the counters, each with its time.
     samples: [Option<(Duration, Traffic)>; 2],
+}
+
+/// Why nothing goes through the tunnel at present.
+const fn interrupted(why: Option<Why>) -> &'static str {
+    match why {
+        Some(Why::Offline) => "this machine has no network; waiting for one",
+        Some(Why::NetworkChanged) => "the network changed; connecting again",
+        Some(Why::PeerDead) | None => "the gateway does not answer; connecting again",
+        Some(Why::DeletedByGateway) => "the gateway ended the connection; connecting again",
+        Some(Why::AuthLifetime) => "the authentication has expired; connecting again",
+        Some(Why::RekeyRefused) => "the gateway does not renew the keys; connecting again",
+        Some(Why::Expired) => "the keys have expired; connecting again",
+        Some(Why::Redirected) => "the gateway sends us to another one; connecting again",
+    }
+}
+
+/// What is waited for while a tunnel is built anew.
+fn waiting(status: &Status) -> String {
+    if status.why == Some(Why::Offline) {
+        return "waiting for a network".to_owned();
+    }
+    match status.retry_at {
+        None => format!("connecting again, attempt {}", status.attempt),
+        Some(at) => format!("attempt {} at {at}", status.attempt),
+    }
 }
 
 impl Progress {
@@ -34,6 +63,7 @@ impl Progress {
             stage_since: Duration::ZERO,
             attempt: 0,
             connected_at: None,
+            again: String::new(),
             samples: [None, None],
         }
     }
@@ -50,7 +80,10 @@ impl Progress {
         }
         let gone_on = status.state == State::Connecting && status.stage != self.stage;
         let arrived = status.state == State::Connected && self.state != State::Connected;
-        let ended = !matches!(status.state, State::Connecting | State::Connected);
+        let ended = !matches!(
+            status.state,
+            State::Connecting | State::Connected | State::Reconnecting
+        );
         if let Some(stage) = self.stage
             && self.connected_at.is_none()
         {
@@ -64,10 +97,17 @@ impl Progress {
             self.stage = status.stage.filter(|_| gone_on);
             self.stage_since = at;
         }
-        if arrived {
+        if arrived && self.connected_at.is_none() {
             self.connected_at = Some(at);
             lines.push(String::new());
             lines.extend(self.summary(status, at));
+        }
+        if status.state == State::Reconnecting {
+            if self.state != State::Reconnecting {
+                let line = format!("{}  {}", clock(self.lasted(at)), interrupted(status.why));
+                lines.push(self.style.paint(YELLOW, &self.style.shown(&line)));
+            }
+            self.again = waiting(status);
         }
         if status.state != self.state {
             self.state = status.state;
@@ -100,11 +140,52 @@ impl Progress {
             ),
             (State::Connecting, _, Some(stage)) => format!("… {} {}", place(stage), doing(stage)),
             (State::Disconnecting, ..) => "… disconnecting".to_owned(),
-            (State::Reconnecting, ..) => "… connecting again".to_owned(),
+            (State::Reconnecting, ..) => format!("… {}", self.again),
             (State::Blocked, ..) => "Blocked: nothing leaves outside the tunnel".to_owned(),
             _ => return None,
         };
         Some(self.style.shown(&line))
+    }
+
+    fn lasted(&self, at: Duration) -> Duration {
+        at.saturating_sub(self.connected_at.unwrap_or(at))
+    }
+
+    /// The lines about something that happened `at` this time since the start to a connection that stays.
+    pub(crate) fn happened(&self, happening: &Happening, at: Duration) -> Vec<String> {
+        let text = match happening {
+            Happening::Rekey(rekey) => {
+                let what = match rekey.kind {
+                    RekeyKind::IkeSa => PHASE_1,
+                    RekeyKind::ChildSa => PHASE_2,
+                };
+                let who = match rekey.by {
+                    Initiator::Client => "",
+                    Initiator::Gateway => " by the gateway",
+                };
+                format!("{what} rekeyed{who}, {}", rekey.suite)
+            }
+            Happening::Roam(roam) => {
+                let how = match roam.means {
+                    Means::Mobike => "moved",
+                    Means::NatRebinding => "moved, as a NAT changed its mapping",
+                    Means::NewSa => "moved by connecting anew",
+                    Means::Resumption => "moved by resuming",
+                };
+                let (from, to) = (roam.from.local.ip(), roam.to.local.ip());
+                let (there, ms) = (roam.to.remote, roam.took.as_millis());
+                format!("{how} from {from} to {to} → {there} in {ms} ms")
+            }
+            Happening::Reconnect(reconnect) => {
+                let tries = match reconnect.attempts {
+                    1 => String::new(),
+                    more => format!(" and {more} attempts"),
+                };
+                format!("connected anew after {} ms{tries}", reconnect.took.as_millis())
+            }
+        };
+        let time = self.style.paint(DIM, &clock(self.lasted(at)));
+        vec![format!("{time}  {}", self.style.shown(&text))]
     }
 
     /// What to say at the end of a connection that was up.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -18,10 +19,12 @@ pub enum Command {
     Connect(Box<Profile>, Credentials),
     /// Take the tunnel down and tell the gateway.
     Disconnect,
+    /// Replace an SA of the tunnel that is up, as soon as nothing else is under way.
+    Rekey(RekeyKind),
 }
 
 /// Two ends of a UDP flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Path {
     /// Our address and port, as the socket has them.
     pub local: SocketAddr,
@@ -90,6 +93,131 @@ pub enum Event {
     Release(SocketAddr),
     /// The whole truth, whenever it changed.
     Status(Box<Status>),
+    /// Something happened to a connection that stays.
+    Happened(Box<Happening>),
+}
+
+/// What happens to a connection while it lasts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Happening {
+    /// An SA was replaced.
+    Rekey(Rekey),
+    /// The tunnel goes another way.
+    Roam(Roam),
+    /// A fresh IKE SA took the place of one that was lost or had to be renewed.
+    Reconnect(Reconnect),
+}
+
+/// An SA was replaced by a new one (RFC 7296, section 2.8).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rekey {
+    /// Of which phase.
+    pub kind: RekeyKind,
+    /// Who began.
+    pub by: Initiator,
+    /// The new SA's suite in strongSwan's proposal keywords.
+    pub suite: String,
+    /// The SPI before: of a Child SA the inbound one, of an IKE SA our own. None when there was none to replace.
+    pub old_spi: Option<String>,
+    /// The same of the new one.
+    pub new_spi: String,
+    /// From our request to the new SA, in milliseconds; none when the gateway began.
+    #[serde(rename = "took_ms", serialize_with = "milliseconds")]
+    pub took: Option<Duration>,
+}
+
+/// Which SA was replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RekeyKind {
+    /// Phase 1.
+    IkeSa,
+    /// Phase 2.
+    ChildSa,
+}
+
+/// Who began an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Initiator {
+    /// We did.
+    Client,
+    /// The gateway did.
+    Gateway,
+}
+
+/// The tunnel goes another way, and the gateway knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Roam {
+    /// Before.
+    pub from: Path,
+    /// Now.
+    pub to: Path,
+    /// How.
+    pub means: Means,
+    /// From the moment that we knew of the change until the gateway confirmed it, in milliseconds.
+    #[serde(rename = "took_ms", serialize_with = "whole_milliseconds")]
+    pub took: Duration,
+}
+
+/// How a tunnel got onto another path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Means {
+    /// The SA was moved (RFC 4555).
+    Mobike,
+    /// The same, because a NAT gave us another mapping and our own address stayed.
+    NatRebinding,
+    /// A fresh IKE SA.
+    NewSa,
+    /// A fresh IKE SA, resumed from the one before (RFC 5723).
+    Resumption,
+}
+
+/// A fresh IKE SA took over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reconnect {
+    /// Why it was needed.
+    pub why: Why,
+    /// How many attempts it took.
+    pub attempts: u32,
+    /// From the moment that it was needed, in milliseconds.
+    #[serde(rename = "took_ms", serialize_with = "whole_milliseconds")]
+    pub took: Duration,
+}
+
+/// Why a tunnel is built anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// The gateway no longer answers.
+    PeerDead,
+    /// The gateway ended the SA.
+    DeletedByGateway,
+    /// The network changed, and the gateway cannot follow (no MOBIKE), or did not.
+    NetworkChanged,
+    /// The machine has no network.
+    Offline,
+    /// The authentication's lifetime ends (RFC 4478).
+    AuthLifetime,
+    /// The gateway will not replace an SA, or the two sides are out of step.
+    RekeyRefused,
+    /// An SA must not be used any longer.
+    Expired,
+    /// The gateway sends us to another one (RFC 5685).
+    Redirected,
+}
+
+fn whole_milliseconds<S: serde::Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn milliseconds<S: serde::Serializer>(span: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match span {
+        Some(span) => whole_milliseconds(span, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// Where inner packets become sealed datagrams: the host's own send buffers.
@@ -167,6 +295,10 @@ pub struct Status {
     pub since: Option<UnixTime>,
     /// The number of the connection attempt, from 1.
     pub attempt: u32,
+    /// Why a tunnel that was up is built anew.
+    pub why: Option<Why>,
+    /// When the next attempt begins, while it is waited for.
+    pub retry_at: Option<UnixTime>,
     /// How far the attempt has come, while there is one.
     pub stage: Option<Stage>,
     /// The gateway as configured and as found.

@@ -129,8 +129,12 @@ pub enum Cause {
     ChildProtocol(String),
     /// The gateway ended the connection (Delete).
     DeletedByGateway,
+    /// The gateway ended the connection and said why.
+    EndedByGateway(NotifyType),
     /// The gateway no longer answers.
     PeerDead,
+    /// An SA reached the end of its lifetime and could not be replaced in time.
+    Expired,
     /// An SA reached a limit that it must not pass: sequence numbers, or the amount of data under one key.
     Exhausted,
     /// This machine refused.
@@ -161,7 +165,7 @@ impl Failure {
             Stage::Apply => match self.cause {
                 Cause::Host(_) => Phase::Host,
                 Cause::PeerDead => Phase::Network,
-                Cause::Exhausted => Phase::Phase2,
+                Cause::Exhausted | Cause::Expired => Phase::Phase2,
                 _ => Phase::Phase1,
             },
         }
@@ -208,9 +212,10 @@ impl Failure {
             Cause::SelectorsNotSubset => "ts_not_subset",
             Cause::SelectorsNarrowed(_) => "ts_narrowed",
             Cause::NoInnerAddress => "internal_address_failure",
-            Cause::DeletedByGateway => "deleted_by_gateway",
+            Cause::DeletedByGateway | Cause::EndedByGateway(_) => "deleted_by_gateway",
             Cause::PeerDead => "peer_dead",
             Cause::Exhausted => "exhausted",
+            Cause::Expired => "expired",
             Cause::Host(fault) if fault.permission => "permission_denied",
             Cause::Host(_) => "host",
             Cause::TimedOut => "timed_out",
@@ -261,7 +266,9 @@ impl Failure {
             | Cause::SelectorsNotSubset
             | Cause::SelectorsNarrowed(_)
             | Cause::NoInnerAddress
-            | Cause::DeletedByGateway => Side::Gateway,
+            | Cause::DeletedByGateway
+            | Cause::EndedByGateway(_)
+            | Cause::Expired => Side::Gateway,
         }
     }
 
@@ -327,6 +334,12 @@ impl Failure {
             Cause::NoInnerAddress => "The gateway has no address for this machine.".into(),
             Cause::ChildRefused(notify) => format!("The gateway refused the tunnel with {notify}."),
             Cause::DeletedByGateway => "The gateway ended the connection.".into(),
+            Cause::EndedByGateway(notify) => format!("The gateway ended the connection with {notify}."),
+            Cause::Expired => {
+                "The tunnel's keys have reached the end of their life, and the gateway did not \
+                               replace them."
+                    .into()
+            }
             Cause::PeerDead => "The gateway no longer answers.".into(),
             Cause::Exhausted => "The tunnel's keys have protected as much data as they may.".into(),
             Cause::Host(fault) => format!("This machine {fault}."),
@@ -424,11 +437,11 @@ impl Failure {
                 vec!["Gateway: update its software; report this message if that does not help."]
             }
             Cause::Refused(_) | Cause::ChildRefused(_) => vec!["Gateway: its log says why."],
-            Cause::DeletedByGateway => {
+            Cause::DeletedByGateway | Cause::EndedByGateway(_) => {
                 vec!["Connect again. Gateway: its log says why it ended the connection."]
             }
             Cause::PeerDead => vec!["Check the network, then connect again."],
-            Cause::Exhausted => vec!["Connect again: that makes new keys."],
+            Cause::Exhausted | Cause::Expired => vec!["Connect again: that makes new keys."],
             Cause::Host(fault) if fault.permission => vec![
                 "Run the command with sudo, or give the program the right once: sudo setcap cap_net_admin+ep $(command -v peregrine).",
             ],

@@ -4,7 +4,11 @@
 //! A proposal is written as keywords with dashes between them, `aes256gcm16-prfsha384-x25519`. Keywords of one kind
 //! are in order of preference; the order of kinds does not matter.
 
+mod choose;
+
 use std::fmt;
+
+pub use choose::{Chosen, choose_esp, choose_ike};
 
 use crate::crypto::{CipherSuite, Encr, Integ, KeyExchange, Prf};
 use crate::wire::iana::{EncrId, EsnId, IntegId, KeMethod, PrfId, ProtocolId, TransformType};
@@ -268,6 +272,24 @@ impl IkeProposal {
         wire_proposal(number, ProtocolId::IKE, spi, &self.transforms)
     }
 
+    /// Puts a key exchange method first, where it is on offer.
+    pub(crate) fn prefer(&mut self, method: KeMethod) {
+        let wanted = plain(TransformType::KE, method.0);
+        let first = self.transforms.iter().position(|t| t.kind == TransformType::KE);
+        let place = self.transforms.iter().position(|t| *t == wanted);
+        if let (Some(first), Some(place)) = (first, place) {
+            let transform = self.transforms.remove(place);
+            self.transforms.insert(first, transform);
+        }
+    }
+
+    /// Whether it offers this suite's cipher and pseudorandom function.
+    pub(crate) fn offers(&self, suite: &IkeSuite) -> bool {
+        let mut wanted = cipher_transforms(&suite.cipher);
+        wanted.push(plain(TransformType::PRF, suite.prf.id().0));
+        wanted.iter().all(|transform| self.transforms.contains(transform))
+    }
+
     /// The key exchange methods on offer, in order of preference.
     pub fn key_exchanges(&self) -> impl Iterator<Item = KeMethod> + '_ {
         self.transforms
@@ -338,6 +360,12 @@ impl EspProposal {
         legacy(&self.offer(true))
     }
 
+    /// Whether it offers this suite's cipher.
+    pub(crate) fn offers(&self, suite: &EspSuite) -> bool {
+        let wanted = cipher_transforms(&suite.cipher);
+        wanted.iter().all(|transform| self.transforms.contains(transform))
+    }
+
     fn offer(&self, with_ke: bool) -> Vec<Transform> {
         let mut transforms = self.transforms.clone();
         if with_ke {
@@ -397,11 +425,7 @@ pub fn select_esp(
     with_ke: bool,
 ) -> Result<(EspSuite, EspSpi), SelectError> {
     let (answer, offered) = chosen(ProtocolId::ESP, offered, answer)?;
-    let spi = <[u8; 4]>::try_from(&*answer.spi)
-        .map(u32::from_be_bytes)
-        .ok()
-        .filter(|spi| *spi >= 256)
-        .ok_or(SelectError::Spi(answer.spi.len()))?;
+    let spi = esp_spi(&answer.spi).ok_or(SelectError::Spi(answer.spi.len()))?;
     let with_ke = with_ke && !offered.key_exchanges.is_empty();
     let choice = Choice::check(&offered.offer(with_ke), answer)?;
     let suite = EspSuite {
@@ -413,7 +437,13 @@ pub fn select_esp(
             None
         },
     };
-    Ok((suite, EspSpi(spi)))
+    Ok((suite, spi))
+}
+
+/// An SPI of ESP: four octets, and none of the first 256, which are reserved (RFC 4303, section 2.1).
+fn esp_spi(octets: &[u8]) -> Option<EspSpi> {
+    let spi = <[u8; 4]>::try_from(octets).ok().map(u32::from_be_bytes)?;
+    (spi >= 256).then_some(EspSpi(spi))
 }
 
 /// The one proposal of an answer, with the one of ours that has its number.

@@ -89,6 +89,14 @@ pub enum Timer {
     Liveness,
     /// The NAT mapping needs a packet (RFC 3948, section 4).
     NatKeepalive,
+    /// An SA is due to be replaced or forgotten (RFC 7296, section 2.8).
+    Rekey,
+    /// The lifetime of the authentication ends soon (RFC 4478).
+    Reauthenticate,
+    /// The next attempt to connect again.
+    Reconnect,
+    /// A path that was left is not needed any more.
+    Release,
     /// The gateway has had its time to confirm our Delete.
     CloseDeadline,
 }

@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use peregrine_core::client::Client;
 use peregrine_core::command::{
-    Answer, Ask, Bound, Command, Event, HostFault, Path, Sink, State, Status, Traffic, Transmit,
+    Answer, Ask, Bound, Command, Event, Happening, HostFault, Path, Sink, State, Status, Traffic, Transmit,
 };
 use peregrine_core::esp::clamp_mss;
 use peregrine_core::plan::Plan;
@@ -34,6 +34,8 @@ pub enum Notice {
     Status(Box<Status>),
     /// What went through, after something did, and at most once a second.
     Traffic(Traffic),
+    /// Something happened to a connection that stays; lost when the reader is slow.
+    Happened(Box<Happening>),
 }
 
 /// Runs one client on `host` until `commands` is closed: then it tells the gateway, takes everything back, and
@@ -309,6 +311,9 @@ impl<'h, H: Host> Driver<'h, H> {
             Event::Plan(plan) => self.plans.ask(self.host, plan),
             // There is one socket for each address family, and the other ways lead through it too.
             Event::Release(_) => {}
+            Event::Happened(happening) => {
+                let _not_read = self.notices.try_send(Notice::Happened(happening));
+            }
             Event::Status(status) => {
                 self.state = status.state;
                 // An earlier one that still waits is overtaken: each says everything.

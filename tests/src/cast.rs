@@ -204,6 +204,8 @@ impl Cast {
                 accept_narrowing: false,
                 exclude: BTreeSet::new(),
                 rekey: Duration::from_secs(3600),
+                require_pfs: false,
+                rehearse: false,
             },
             network: NetworkConfig {
                 dns: DnsPolicy::Gateway,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use peregrine_core::client::Client;
 use peregrine_core::command::{
-    Answer, Ask, Bound, Command, Event, Failure, HostFault, Path, Sink, State, Status,
+    Answer, Ask, Bound, Command, Event, Failure, Happening, HostFault, Path, RekeyKind, Sink, State, Status,
 };
 use peregrine_core::plan::Plan;
 use peregrine_core::profile::{Credentials, Profile};
@@ -40,6 +40,8 @@ pub struct World {
     pub plans: Vec<Plan>,
     /// Every status, in order.
     pub statuses: Vec<(Instant, Status)>,
+    /// What happened to the connection, in order.
+    pub happenings: Vec<(Instant, Happening)>,
     /// Inner packets that reached the client.
     pub received: Vec<Vec<u8>>,
     /// Every datagram of the client's: when, whither, what.
@@ -94,6 +96,7 @@ impl World {
             apply_fault: None,
             plans: Vec::new(),
             statuses: Vec::new(),
+            happenings: Vec::new(),
             received: Vec::new(),
             sent: Vec::new(),
             queue: BinaryHeap::new(),
@@ -111,6 +114,12 @@ impl World {
     /// Tells the client to disconnect.
     pub fn disconnect(&mut self) {
         self.client.handle_command(Command::Disconnect, self.now);
+        self.drain();
+    }
+
+    /// Tells the client to replace an SA.
+    pub fn rekey(&mut self, kind: RekeyKind) {
+        self.client.handle_command(Command::Rekey(kind), self.now);
         self.drain();
     }
 
@@ -197,7 +206,10 @@ impl World {
     }
 
     /// Networks may have changed, or the machine has woken: what a real host tells its client then.
-    fn tell_network(&mut self) {}
+    fn tell_network(&mut self) {
+        self.client.handle_network(self.now);
+        self.drain();
+    }
 
     /// The SAs that the client shows in its status, in the gateway's terms.
     ///
@@ -333,6 +345,10 @@ impl World {
                 return;
             }
             Event::Release(_) => return,
+            Event::Happened(happening) => {
+                self.happenings.push((self.now, *happening));
+                return;
+            }
             Event::Plan(plan) => {
                 let fault = self.apply_fault.take().filter(|_| plan.tunnel.is_some());
                 self.plans.push(plan);

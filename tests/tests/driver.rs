@@ -78,7 +78,7 @@ impl Scene {
         let heard = self.heard.borrow();
         let statuses = heard.iter().rev().filter_map(|(_, notice)| match notice {
             Notice::Status(status) => Some(Status::clone(status)),
-            Notice::Traffic(_) => None,
+            Notice::Traffic(_) | Notice::Happened(_) => None,
         });
         statuses.into_iter().next().unwrap_or_default()
     }
@@ -89,7 +89,7 @@ impl Scene {
             .iter()
             .filter_map(|(_, notice)| match notice {
                 Notice::Status(status) => Some(status.state),
-                Notice::Traffic(_) => None,
+                Notice::Traffic(_) | Notice::Happened(_) => None,
             })
             .collect();
         states.dedup();
@@ -100,7 +100,7 @@ impl Scene {
         let heard = self.heard.borrow();
         let reports = heard.iter().filter_map(|(at, notice)| match notice {
             Notice::Traffic(traffic) => Some((*at, traffic.clone())),
-            Notice::Status(_) => None,
+            Notice::Status(_) | Notice::Happened(_) => None,
         });
         reports.collect()
     }

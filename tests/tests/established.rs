@@ -1,13 +1,13 @@
-//! A tunnel that is up, in virtual time: liveness, the gateway's requests, and every way to end.
+//! A tunnel that is up, in virtual time: liveness, the gateway's requests, and the end.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use peregrine_core::command::{Cause, State};
+use peregrine_core::command::{Cause, State, Why};
 use peregrine_core::profile::AuthKind;
-use peregrine_core::wire::iana::{ExchangeType, NotifyType};
+use peregrine_core::wire::iana::ExchangeType;
 use peregrine_tests::cast::{Cast, packet};
 use peregrine_tests::link::{Fate, Rule, Way};
 use peregrine_tests::world::World;
@@ -39,7 +39,7 @@ fn silence_is_asked_about_and_traffic_is_not() {
     assert_eq!(informational(&world), 0, "traffic shows that the gateway lives");
     world.run(Duration::from_secs(300));
     assert!(
-        (9..=10).contains(&informational(&world)),
+        (2..=3).contains(&informational(&world)),
         "{} in 300 s",
         informational(&world)
     );
@@ -47,22 +47,36 @@ fn silence_is_asked_about_and_traffic_is_not() {
 }
 
 #[test]
-fn a_dead_gateway_is_noticed_and_the_machine_put_back() {
+fn a_dead_gateway_is_noticed_soon_when_somebody_waits_and_the_machine_stays_as_it_is() {
     let cast = Cast::default();
     let mut world = connected(&cast, 2);
     world.gateway.silent = true;
     let begun = world.now;
-    assert!(
-        world.run_until(Duration::from_secs(90), |world| world.status().state
-            == State::Idle)
-    );
+    world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+    let gone = |world: &World| world.status().state == State::Reconnecting;
+    assert!(world.run_until(Duration::from_secs(90), gone));
     let took = world.now.since(begun).as_secs_f64();
     assert!(
-        (59.0..62.0).contains(&took),
-        "{took} s: 30 of silence, 30 without an answer"
+        (17.0..19.0).contains(&took),
+        "{took} s: 10 of silence, 8 of doubt"
     );
-    assert_eq!(world.failure().unwrap().cause, Cause::PeerDead);
-    assert!(world.plans.last().unwrap().tunnel.is_none());
+    assert_eq!(world.status().why, Some(Why::PeerDead));
+    let given_up = |world: &World| world.failure().is_some_and(|it| it.cause == Cause::PeerDead);
+    assert!(world.run_until(Duration::from_secs(90), given_up));
+    let took = world.now.since(begun).as_secs_f64();
+    assert!(
+        (39.0..42.0).contains(&took),
+        "{took} s: 10 of silence, 30 without an answer"
+    );
+    world.run(Duration::from_secs(300));
+    assert_eq!(world.status().state, State::Reconnecting);
+    assert_eq!(world.plans.len(), 1, "nothing leaves beside the tunnel");
+    // In an idle tunnel it takes longer, for nobody waits.
+    let mut world = connected(&cast, 2);
+    world.gateway.silent = true;
+    world.run(Duration::from_secs(110));
+    assert_eq!(world.status().state, State::Connected);
+    assert!(world.run_until(Duration::from_secs(30), gone));
 }
 
 #[test]
@@ -84,6 +98,7 @@ fn a_nat_mapping_is_kept_and_only_where_there_is_one() {
     let cast = Cast::default();
     for nat in [None, Some("198.51.100.7".parse::<IpAddr>().unwrap())] {
         let mut world = cast.world(AuthKind::Psk, 4);
+        world.gateway.config.mobike = false;
         world.link.nat = nat;
         world
             .connect_and_wait(cast.profile(AuthKind::Psk), cast.credentials())
@@ -105,7 +120,10 @@ fn a_nat_mapping_is_kept_and_only_where_there_is_one() {
             .map(|pair| pair[1].0.since(pair[0].0))
             .max()
             .unwrap();
-        assert!(nat.is_none() || longest <= Duration::from_secs(20), "{longest:?}");
+        assert!(
+            nat.is_none() || longest <= Duration::from_millis(20_100),
+            "{longest:?}"
+        );
     }
 }
 
@@ -124,46 +142,6 @@ fn the_gateways_questions_are_answered_once_each_whatever_the_network_does() {
             assert_eq!(world.status().state, State::Connected);
         }
     }
-}
-
-#[test]
-fn the_gateways_delete_ends_everything() {
-    let cast = Cast::default();
-    let mut world = connected(&cast, 6);
-    world.gateway_does(|gateway, now| gateway.delete_ike(now));
-    assert!(
-        world.run_until(Duration::from_secs(3), |world| world.status().state
-            == State::Idle)
-    );
-    assert_eq!(world.failure().unwrap().cause, Cause::DeletedByGateway);
-    assert!(world.plans.last().unwrap().tunnel.is_none());
-    world.run(Duration::from_secs(1));
-    assert_eq!(world.gateway.answers().len(), 1, "the Delete was confirmed");
-}
-
-#[test]
-fn a_childs_delete_is_answered_and_ends_the_tunnel() {
-    let cast = Cast::default();
-    let mut world = connected(&cast, 7);
-    world.gateway_does(|gateway, now| gateway.delete_child(now));
-    assert!(
-        world.run_until(Duration::from_secs(3), |world| world.status().state
-            == State::Idle)
-    );
-    assert_eq!(world.failure().unwrap().cause, Cause::DeletedByGateway);
-    world.run(Duration::from_secs(1));
-    assert_eq!(world.gateway.sas(), 0);
-}
-
-#[test]
-fn a_rekey_is_put_off_and_nothing_is_lost() {
-    let cast = Cast::default();
-    let mut world = connected(&cast, 8);
-    world.gateway_does(|gateway, now| gateway.rekey_child(now));
-    world.run(Duration::from_secs(2));
-    assert_eq!(world.gateway.answers(), [[NotifyType::TEMPORARY_FAILURE]]);
-    world.send(&packet("10.3.0.1", "10.9.9.9", 100));
-    assert!(world.run_until(Duration::from_secs(1), |world| world.received.len() == 1));
 }
 
 #[test]
@@ -313,6 +291,7 @@ fn replayed_messages_are_no_sign_of_life() {
     });
     world.run(Duration::from_secs(2));
     world.gateway.silent = true;
+    world.send(&packet("10.3.0.1", "10.9.9.9", 100));
     // Somebody in the path keeps sending the gateway's last question.
     for _ in 0..30 {
         world.run(Duration::from_secs(3));
@@ -324,9 +303,10 @@ fn replayed_messages_are_no_sign_of_life() {
             while world.client.poll_transmit().is_some() {}
         }
     }
+    let status = world.status();
     assert_eq!(
-        world.failure().map(|failure| failure.cause),
-        Some(Cause::PeerDead)
+        (status.state, status.why),
+        (State::Reconnecting, Some(Why::PeerDead))
     );
 }
 
@@ -335,8 +315,8 @@ fn sleep_in_the_middle_of_a_question_is_no_death() {
     let cast = Cast::default();
     let mut world = connected(&cast, 15);
     world.link.rules = vec![Rule::first(Way::Down, ExchangeType::INFORMATIONAL, Fate::Drop)];
-    assert!(world.run_until(Duration::from_secs(60), |world| informational(world) == 1));
-    world.now = world.now + Duration::from_secs(8 * 3600);
+    assert!(world.run_until(Duration::from_secs(130), |world| informational(world) == 1));
+    world.now = world.now + Duration::from_secs(1800);
     world.run(Duration::from_secs(5));
     assert_eq!(world.status().state, State::Connected);
     world.send(&packet("10.3.0.1", "10.9.9.9", 100));

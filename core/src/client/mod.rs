@@ -1,33 +1,42 @@
-//! The VPN's life as a state machine: resolve, race addresses, connect, plan, connected, disconnect, failure.
+//! The VPN's life as a state machine: resolve, race addresses, connect, stay connected, connect again, disconnect.
 //!
 //! After any input, drain [`Client::poll_transmit`] and [`Client::poll_event`], and call [`Client::handle_timeout`]
 //! at the instant that [`Client::poll_timeout`] names.
 
+mod attempt;
+mod lost;
 mod race;
+mod status;
+mod up;
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use self::race::{Race, Winner};
+use self::attempt::{Attempt, Ready};
+use self::lost::Lost;
+use self::up::Up;
 use crate::command::{
-    Answer, Ask, Bound, Cause, ChildSaStatus, Command, Event, Failure, Features, GatewayStatus, HostFault,
-    IkeSaStatus, Path, PathStatus, Sink, Stage, State, Status, Traffic, Transmit,
+    Answer, Cause, Command, Event, Failure, HostFault, Path, Sink, Stage, Traffic, Transmit,
 };
-use crate::esp::{self, Discard};
-use crate::ike::{Cx, Established, IKE_PORT, IkeSa, News, SaConfig};
-use crate::plan::{Plan, TunnelConfig};
-use crate::profile::Host;
+use crate::esp::Discard;
+use crate::ike::{Cx, IKE_PORT, IkeSa, News, SaConfig, add_traffic};
+use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::timer::{Instant, Timer, UnixTime};
+use crate::wire::Header;
+use crate::wire::iana::{ExchangeType, NotifyType, PayloadType};
+use crate::wire::{Message, Payload};
 
-/// The path MTU to assume when the host knows none: Ethernet's.
-const DEFAULT_MTU: u16 = 1500;
+/// No more SAs wait for the confirmation of their Delete at once.
+const MAX_RETIRED: usize = 4;
 
 /// One client with at most one tunnel.
 pub struct Client {
     io: Io,
     phase: Phase,
+    /// SAs that others have replaced, until they are deleted; they still take what is on its way.
+    retired: Vec<IkeSa>,
     /// What the status says besides the phase.
     shown: Shown,
 }
@@ -48,39 +57,31 @@ impl Io {
     }
 
     fn cx(&mut self, now: Instant) -> Cx<'_> {
+        self.split(now).0
+    }
+
+    /// What SAs write to, and beside it what the client itself does.
+    fn split(&mut self, now: Instant) -> (Cx<'_>, &mut VecDeque<Event>) {
         let unix = self.unix(now);
-        Cx {
+        let cx = Cx {
             now,
             unix,
             rng: &mut self.rng,
             out: &mut self.out,
             news: &mut self.news,
-        }
+        };
+        (cx, &mut self.events)
     }
 }
 
 enum Phase {
     Idle,
-    Resolving(Arc<SaConfig>),
-    Racing(Box<Race>),
-    Negotiating(Box<Negotiating>),
+    Connecting(Box<Attempt>),
+    /// The SA is up, and the machine uses it or is about to.
     Up(Box<Up>),
+    /// The SA is gone; the tunnel device stays, and a new SA is on its way.
+    Lost(Box<Lost>),
     Leaving(Box<Leaving>),
-}
-
-/// The gateway answered; authentication goes on.
-struct Negotiating {
-    config: Arc<SaConfig>,
-    sa: IkeSa,
-    bound: Bound,
-}
-
-/// The SA is up, and the machine uses it or is about to.
-struct Up {
-    sa: IkeSa,
-    bound: Bound,
-    tunnel: TunnelConfig,
-    applied: bool,
 }
 
 /// Everything is being taken down.
@@ -100,7 +101,7 @@ struct Shown {
     attempt: u32,
     stage: Option<Stage>,
     failure: Option<Failure>,
-    /// Of the tunnel that was up last.
+    /// Of the SAs before the present one.
     traffic: Traffic,
     /// Packets that no tunnel was there for, and datagrams that belong to none.
     no_tunnel: u64,
@@ -124,6 +125,7 @@ impl Client {
         Self {
             io,
             phase: Phase::Idle,
+            retired: Vec::new(),
             shown: Shown::default(),
         }
     }
@@ -143,42 +145,52 @@ impl Client {
     /// When to call [`Client::handle_timeout`] if nothing else happens before, and why.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
-        match &self.phase {
-            Phase::Idle | Phase::Resolving(_) => None,
-            Phase::Racing(race) => race.poll_timeout(),
-            Phase::Negotiating(negotiating) => negotiating.sa.poll_timeout(),
-            Phase::Up(up) => up.sa.poll_timeout(),
+        let own = match &self.phase {
+            Phase::Idle => None,
+            Phase::Connecting(attempt) => attempt.poll_timeout(),
+            Phase::Up(up) => up.poll_timeout(),
+            Phase::Lost(lost) => lost.poll_timeout(),
             Phase::Leaving(leaving) => leaving.sa.as_ref().and_then(IkeSa::poll_timeout),
-        }
+        };
+        let retired = self.retired.iter().filter_map(IkeSa::poll_timeout);
+        own.into_iter().chain(retired).min()
     }
 
     /// What the user wants.
     pub fn handle_command(&mut self, command: Command, now: Instant) {
         match command {
             Command::Connect(profile, credentials) => {
-                let config = Arc::new(SaConfig {
-                    profile: *profile,
-                    credentials,
-                });
+                let config = Arc::new(SaConfig::new(*profile, credentials));
                 self.leave(None, Some(config), now);
             }
             Command::Disconnect => self.leave(None, None, now),
+            Command::Rekey(kind) => {
+                if let Phase::Up(up) = &mut self.phase
+                    && let Some(established) = up.sa.established_mut()
+                {
+                    established.rekey_now(kind, now);
+                    let (mut cx, events) = self.io.split(now);
+                    up.handle_timeout(events, &mut cx);
+                }
+            }
         }
         self.settle(now);
     }
 
     /// The answer to a question. One that nobody waits for any more is ignored.
     pub fn handle_answer(&mut self, answer: Answer, now: Instant) {
-        match answer {
-            Answer::Resolved { name, result } => self.resolved(&name, result, now),
-            Answer::Bound(remote, result) => {
-                if let Phase::Racing(race) = &mut self.phase
-                    && race.bound(remote, result, &mut self.io.cx(now))
-                {
-                    self.reach(Stage::IkeSaInit, now);
+        if let Answer::Applied(result) = answer {
+            self.applied(result, now);
+        } else {
+            let (mut cx, events) = self.io.split(now);
+            match &mut self.phase {
+                Phase::Connecting(attempt) => {
+                    attempt.handle_answer(&answer, events, &mut cx);
                 }
+                Phase::Up(up) => up.handle_answer(&answer, events, &mut cx),
+                Phase::Lost(lost) => lost.handle_answer(&answer, events, &mut cx),
+                Phase::Idle | Phase::Leaving(_) => {}
             }
-            Answer::Applied(result) => self.applied(result, now),
         }
         self.settle(now);
     }
@@ -186,26 +198,35 @@ impl Client {
     /// The machine's networks may have changed, or it woke: the client asks for its ways anew. A call for nothing
     /// does no harm.
     pub fn handle_network(&mut self, now: Instant) {
+        let (mut cx, events) = self.io.split(now);
+        match &mut self.phase {
+            Phase::Connecting(attempt) => attempt.network_changed(events, &mut cx),
+            Phase::Up(up) => up.network_changed(events, &mut cx),
+            Phase::Lost(lost) => lost.network_changed(events, &mut cx),
+            Phase::Idle | Phase::Leaving(_) => {}
+        }
         self.settle(now);
     }
 
     /// The instant of [`Client::poll_timeout`] has come. Early or late calls do no harm.
     pub fn handle_timeout(&mut self, now: Instant) {
+        let (mut cx, events) = self.io.split(now);
         match &mut self.phase {
-            Phase::Idle | Phase::Resolving(_) => {}
-            Phase::Racing(race) => {
-                race.handle_timeout(&mut self.io.cx(now));
-                race.ask(&mut self.io.events, now);
-            }
-            Phase::Negotiating(negotiating) => negotiating.sa.handle_timeout(&mut self.io.cx(now)),
-            Phase::Up(up) => up.sa.handle_timeout(&mut self.io.cx(now)),
+            Phase::Idle => {}
+            Phase::Connecting(attempt) => attempt.handle_timeout(events, &mut cx),
+            Phase::Up(up) => up.handle_timeout(events, &mut cx),
+            Phase::Lost(lost) => lost.handle_timeout(events, &mut cx),
             Phase::Leaving(leaving) => {
                 if let Some(sa) = &mut leaving.sa {
-                    sa.handle_timeout(&mut self.io.cx(now));
+                    sa.handle_timeout(&mut cx);
                 }
             }
         }
         self.settle(now);
+        for sa in &mut self.retired {
+            sa.handle_timeout(&mut self.io.cx(now));
+        }
+        self.forget_retired();
     }
 
     /// A UDP payload from the gateway's side. The inner packet that it carried, if it was a good ESP packet, decrypted
@@ -227,141 +248,130 @@ impl Client {
                 self.handle_ike(path, message, now);
                 None
             }
-            packet => {
-                if self.is_inbound_exhausted() {
-                    self.leave(
-                        Some(Failure {
-                            stage: Stage::Apply,
-                            cause: Cause::Exhausted,
-                        }),
-                        None,
-                        now,
-                    );
-                    self.settle(now);
-                }
-                let Phase::Up(up) = &mut self.phase else {
-                    self.shown.unknown_spi += 1;
-                    return None;
-                };
-                up.sa.established_mut()?.open(packet, now).ok()
-            }
+            packet => self.open(packet, now),
         }
     }
 
-    /// The inbound SA has refused a packet because its key has protected all that it may: it will take no more.
-    fn is_inbound_exhausted(&self) -> bool {
-        match &self.phase {
-            Phase::Up(up) => up
-                .sa
-                .established()
-                .is_some_and(|sa| sa.child.is_inbound_exhausted()),
-            Phase::Idle
-            | Phase::Resolving(_)
-            | Phase::Racing(_)
-            | Phase::Negotiating(_)
-            | Phase::Leaving(_) => false,
+    fn open<'d>(&mut self, packet: &'d mut [u8], now: Instant) -> Option<&'d mut [u8]> {
+        if let Phase::Up(up) = &mut self.phase
+            && up.sa.has_child(packet)
+        {
+            return match up.sa.open_esp(packet, now) {
+                Ok(inner) => Some(inner),
+                Err(Discard::Exhausted) => {
+                    self.lose(Cause::Exhausted, now);
+                    None
+                }
+                Err(_) => None,
+            };
         }
+        if let Some(sa) = self.retired.iter_mut().find(|sa| sa.has_child(packet)) {
+            return sa.open_esp(packet, now).ok();
+        }
+        if let (Phase::Leaving(leaving), true) = (&mut self.phase, !packet.is_empty())
+            && let Some(sa) = leaving.sa.as_mut().filter(|sa| sa.has_child(packet))
+        {
+            return sa.open_esp(packet, now).ok();
+        }
+        self.shown.unknown_spi += 1;
+        None
     }
 
     /// An inner packet to send through the tunnel; dropped and counted when that is not possible.
     pub fn handle_packet(&mut self, packet: &[u8], sink: &mut impl Sink, now: Instant) {
-        let Phase::Up(up) = &mut self.phase else {
+        let established = match &mut self.phase {
+            Phase::Up(up) => up.sa.established_mut(),
+            Phase::Idle | Phase::Connecting(_) | Phase::Lost(_) | Phase::Leaving(_) => None,
+        };
+        let Some((established, length)) =
+            established.and_then(|sa| Some((sa.children.sealed_len(packet.len())?, sa)).map(|(a, b)| (b, a)))
+        else {
             self.shown.no_tunnel += 1;
             return;
         };
-        let Some(established) = up.sa.established_mut() else {
-            return;
-        };
-        let length = established.child.outbound.sealed_len(packet.len());
         let Some(room) = sink.reserve(established.path(), length) else {
             self.shown.no_room += 1;
             return;
         };
         match established.seal(packet, room, now) {
             Ok(length) => sink.commit(length),
-            Err(Discard::Exhausted) => {
-                self.leave(
-                    Some(Failure {
-                        stage: Stage::Apply,
-                        cause: Cause::Exhausted,
-                    }),
-                    None,
-                    now,
-                );
-                self.settle(now);
-            }
+            Err(Discard::Exhausted) => self.lose(Cause::Exhausted, now),
             Err(_) => {}
         }
     }
 
+    /// The SA cannot be used any longer: a fresh one must come.
+    fn lose(&mut self, cause: Cause, now: Instant) {
+        if let Phase::Up(up) = &mut self.phase {
+            up.sa.close(&mut self.io.cx(now));
+            self.io.news.clear();
+            self.io.news.push_back(News::Failed(Failure {
+                stage: Stage::Apply,
+                cause,
+            }));
+        }
+        self.settle(now);
+    }
+
     fn handle_ike(&mut self, path: Path, message: &mut [u8], now: Instant) {
-        let io = &mut self.io;
+        let (mut cx, _) = self.io.split(now);
+        let retired = self.retired.iter_mut().find(|sa| sa.is_for(message));
+        if let Some(sa) = retired {
+            sa.handle_message(path, message, &mut cx);
+            cx.news.clear();
+            self.forget_retired();
+            return;
+        }
         match &mut self.phase {
-            Phase::Idle | Phase::Resolving(_) => {}
-            Phase::Racing(race) => race.handle_message(path, message, &mut io.cx(now)),
-            Phase::Negotiating(negotiating) => negotiating.sa.handle_message(path, message, &mut io.cx(now)),
-            Phase::Up(up) => up.sa.handle_message(path, message, &mut io.cx(now)),
+            Phase::Idle => {}
+            Phase::Connecting(attempt) => {
+                attempt.handle_message(path, message, &mut cx);
+            }
+            Phase::Up(up) => {
+                if is_hint(message) {
+                    up.hint(message, &mut cx);
+                } else {
+                    up.handle_message(path, message, &mut cx);
+                }
+            }
+            Phase::Lost(lost) => lost.handle_message(path, message, &mut cx),
             Phase::Leaving(leaving) => {
                 if let Some(sa) = &mut leaving.sa {
-                    sa.handle_message(path, message, &mut io.cx(now));
+                    sa.handle_message(path, message, &mut cx);
                 }
             }
         }
         self.settle(now);
     }
 
+    fn forget_retired(&mut self) {
+        self.io.news.clear();
+        self.retired.retain(|sa| sa.spi().is_some());
+    }
+
+    /// An SA that another has replaced: it is deleted, and until then takes what is on its way.
+    fn retire(&mut self, mut sa: IkeSa, now: Instant) {
+        if let Some(established) = sa.established() {
+            add_traffic(&mut self.shown.traffic, established.traffic());
+        }
+        sa.close(&mut self.io.cx(now));
+        self.io.news.clear();
+        if self.retired.len() >= MAX_RETIRED {
+            self.retired.remove(0);
+        }
+        self.retired.push(sa);
+    }
+
     fn connect(&mut self, config: Arc<SaConfig>, now: Instant) {
-        let host = config.profile.gateway.host.clone();
         self.shown = Shown {
             profile: Some(config.profile.name.clone()),
-            host: Some(match &host {
-                Host::Name(name) => name.clone(),
-                Host::Address(address) => address.to_string(),
-            }),
+            host: Some(config.profile.gateway.host.to_string()),
             since: Some(self.io.unix(now)),
             attempt: 1,
             ..Shown::default()
         };
-        match host {
-            Host::Name(name) => {
-                self.io.events.push_back(Event::Ask(Ask::Resolve(name)));
-                self.phase = Phase::Resolving(config);
-                self.reach(Stage::Resolve, now);
-            }
-            Host::Address(address) => self.race(config, vec![address], now),
-        }
-    }
-
-    fn resolved(&mut self, name: &str, result: Result<Vec<IpAddr>, HostFault>, now: Instant) {
-        let Phase::Resolving(config) = &self.phase else {
-            return;
-        };
-        // The late answer to a question of an earlier attempt says nothing about this one's gateway.
-        if !matches!(&config.profile.gateway.host, Host::Name(asked) if asked == name) {
-            return;
-        }
-        let config = Arc::clone(config);
-        let addresses = result.unwrap_or_default();
-        if addresses.is_empty() {
-            let name = self.shown.host.clone().unwrap_or_default();
-            self.leave(
-                Some(Failure {
-                    stage: Stage::Resolve,
-                    cause: Cause::NameNotFound(name),
-                }),
-                None,
-                now,
-            );
-        } else {
-            self.race(config, addresses, now);
-        }
-    }
-
-    fn race(&mut self, config: Arc<SaConfig>, addresses: Vec<IpAddr>, now: Instant) {
-        let mut race = Race::new(config, &addresses, now);
-        race.ask(&mut self.io.events, now);
-        self.phase = Phase::Racing(Box::new(race));
-        self.reach(Stage::Reach, now);
+        let attempt = Attempt::start(config, &mut self.io.events, now);
+        self.phase = Phase::Connecting(Box::new(attempt));
     }
 
     fn applied(&mut self, result: Result<Option<String>, HostFault>, now: Instant) {
@@ -372,15 +382,12 @@ impl Client {
                 self.shown.since = Some(self.io.unix(now));
                 self.announce();
             }
-            (Phase::Up(_), Err(fault)) => {
-                self.leave(
-                    Some(Failure {
-                        stage: Stage::Apply,
-                        cause: Cause::Host(fault),
-                    }),
-                    None,
-                    now,
-                );
+            (Phase::Up(_) | Phase::Lost(_), Err(fault)) => {
+                let failure = Failure {
+                    stage: Stage::Apply,
+                    cause: Cause::Host(fault),
+                };
+                self.leave(Some(failure), None, now);
             }
             (Phase::Leaving(leaving), result) if leaving.applying => {
                 leaving.applying = false;
@@ -395,70 +402,82 @@ impl Client {
         }
     }
 
-    /// Acts on what the SAs said until nothing is left to act on.
+    /// Acts on what happened until nothing is left to act on.
     fn settle(&mut self, now: Instant) {
-        if let Phase::Racing(race) = &mut self.phase {
-            match race.outcome(&mut self.io.news, now) {
-                None => race.ask(&mut self.io.events, now),
-                Some(Ok(Winner { config, sa, bound })) => {
-                    self.phase = Phase::Negotiating(Box::new(Negotiating { config, sa, bound }));
-                }
-                Some(Err(failure)) => self.leave(Some(failure), None, now),
-            }
-        }
-        while let Some(news) = self.io.news.pop_front() {
-            match news {
-                News::Stage(stage) => self.reach(stage, now),
-                News::Up => self.come_up(now),
-                News::Failed(failure) => self.leave(Some(failure), None, now),
-                News::Closed => {
-                    if let Phase::Leaving(leaving) = &mut self.phase {
+        match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Idle => {}
+            Phase::Connecting(attempt) => self.settle_connecting(attempt, now),
+            Phase::Up(up) => self.settle_up(up, now),
+            Phase::Lost(lost) => self.settle_lost(lost, now),
+            Phase::Leaving(mut leaving) => {
+                while let Some(news) = self.io.news.pop_front() {
+                    if matches!(news, News::Closed | News::Failed(_)) {
                         leaving.sa = None;
                     }
                 }
+                self.phase = Phase::Leaving(leaving);
             }
         }
         self.finish_leaving(now);
     }
 
-    fn come_up(&mut self, now: Instant) {
-        let negotiating = match std::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Negotiating(negotiating) => negotiating,
-            other => {
-                self.phase = other;
-                return;
+    fn settle_connecting(&mut self, mut attempt: Box<Attempt>, now: Instant) {
+        let io = &mut self.io;
+        let outcome = attempt.outcome(&mut io.events, &mut io.news, now);
+        let stage = attempt.stage();
+        self.phase = Phase::Connecting(attempt);
+        match outcome {
+            None => self.reach(stage),
+            Some(Ok(ready)) => {
+                self.reach(stage);
+                self.come_up(ready, now);
             }
-        };
-        let Negotiating { config, sa, bound } = *negotiating;
-        let Some(established) = sa.established() else {
+            Some(Err(failure)) => {
+                self.reach(failure.stage);
+                self.leave(Some(failure), None, now);
+            }
+        }
+    }
+
+    /// The first SA is up: the machine is to use it.
+    fn come_up(&mut self, ready: Ready, now: Instant) {
+        let Some(up) = Up::new(ready, now) else {
             return;
         };
-        let tunnel = tunnel_config(&config, established, bound.mtu);
         self.io.events.push_back(Event::Plan(Plan {
-            tunnel: Some(tunnel.clone()),
+            tunnel: Some(up.tunnel.clone()),
         }));
-        self.phase = Phase::Up(Box::new(Up {
-            sa,
-            bound,
-            tunnel,
-            applied: false,
-        }));
-        self.reach(Stage::Apply, now);
+        self.phase = Phase::Up(Box::new(up));
+        self.reach(Stage::Apply);
     }
 
     /// Takes down whatever is up, then does `next`.
     fn leave(&mut self, failure: Option<Failure>, next: Option<Arc<SaConfig>>, now: Instant) {
         // Whoever was idle, or has failed before anything was up, is not seen to disconnect.
         let is_quiet = failure.is_some() || matches!(self.phase, Phase::Idle);
-        if matches!(self.phase, Phase::Up(_)) {
-            self.shown.traffic = self.traffic();
-        }
         let (sa, applying) = match std::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Idle | Phase::Resolving(_) | Phase::Racing(_) => (None, false),
-            Phase::Negotiating(negotiating) => (Some(negotiating.sa), false),
+            Phase::Idle => (None, false),
+            Phase::Connecting(mut attempt) => {
+                attempt.abandon(&mut self.io.cx(now));
+                (None, false)
+            }
             Phase::Up(up) => {
+                let Up { sa, mut beside, .. } = *up;
+                if let Some(attempt) = beside.as_mut().and_then(|beside| beside.attempt.as_mut()) {
+                    attempt.abandon(&mut self.io.cx(now));
+                }
+                if let Some(established) = sa.established() {
+                    add_traffic(&mut self.shown.traffic, established.traffic());
+                }
                 self.io.events.push_back(Event::Plan(Plan::default()));
-                (Some(up.sa), true)
+                (Some(sa), true)
+            }
+            Phase::Lost(mut lost) => {
+                if let Some(attempt) = &mut lost.attempt {
+                    attempt.abandon(&mut self.io.cx(now));
+                }
+                self.io.events.push_back(Event::Plan(Plan::default()));
+                (None, true)
             }
             Phase::Leaving(mut leaving) => {
                 let is_wish = failure.is_none();
@@ -500,7 +519,7 @@ impl Client {
         self.phase = Phase::Idle;
         if let Some(config) = next {
             self.connect(config, now);
-            return;
+            return self.settle(now);
         }
         self.shown.failure = failure;
         self.shown.stage = None;
@@ -508,7 +527,7 @@ impl Client {
         self.announce();
     }
 
-    fn reach(&mut self, stage: Stage, _now: Instant) {
+    fn reach(&mut self, stage: Stage) {
         if self.shown.stage < Some(stage) {
             self.shown.stage = Some(stage);
             self.announce();
@@ -519,132 +538,30 @@ impl Client {
         let status = Box::new(self.status());
         self.io.events.push_back(Event::Status(status));
     }
-
-    /// The whole truth at this moment.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        let shown = &self.shown;
-        let mut status = Status {
-            state: match &self.phase {
-                Phase::Idle => State::Idle,
-                Phase::Resolving(_) | Phase::Racing(_) | Phase::Negotiating(_) => State::Connecting,
-                Phase::Up(up) if up.applied => State::Connected,
-                Phase::Up(_) => State::Connecting,
-                Phase::Leaving(_) => State::Disconnecting,
-            },
-            profile: shown.profile.clone(),
-            since: shown.since,
-            attempt: shown.attempt,
-            stage: shown.stage,
-            traffic: self.traffic(),
-            failure: shown.failure.clone(),
-            ..Status::default()
-        };
-        status.gateway = shown.host.as_ref().map(|host| GatewayStatus {
-            host: host.clone(),
-            address: None,
-            identity: None,
-        });
-        let (bound, established) = match &self.phase {
-            Phase::Up(up) => (&up.bound, up.sa.established()),
-            Phase::Negotiating(negotiating) => (&negotiating.bound, None),
-            Phase::Idle | Phase::Resolving(_) | Phase::Racing(_) | Phase::Leaving(_) => return status,
-        };
-        if let Some(gateway) = &mut status.gateway {
-            gateway.address = Some(established.map_or(bound.path.remote, |sa| sa.path().remote));
-            gateway.identity = established.map(|sa| sa.identity.clone());
-        }
-        if let (Phase::Up(up), Some(sa)) = (&self.phase, established) {
-            fill_connected(&mut status, up, sa);
-        }
-        status
-    }
-
-    /// What went through the tunnel, or through the last one.
-    #[must_use]
-    pub fn traffic(&self) -> Traffic {
-        let shown = &self.shown;
-        let mut traffic = match &self.phase {
-            Phase::Up(up) => up
-                .sa
-                .established()
-                .map_or_else(Traffic::default, |sa| sa.child.traffic()),
-            Phase::Idle
-            | Phase::Resolving(_)
-            | Phase::Racing(_)
-            | Phase::Negotiating(_)
-            | Phase::Leaving(_) => return shown.traffic.clone(),
-        };
-        for (reason, count) in [
-            ("no_tunnel", shown.no_tunnel),
-            ("unknown_spi", shown.unknown_spi),
-            ("no_room", shown.no_room),
-        ] {
-            if count > 0 {
-                *traffic.dropped.entry(reason).or_default() += count;
-            }
-        }
-        traffic
-    }
 }
 
-fn tunnel_config(config: &SaConfig, established: &Established, path_mtu: Option<u16>) -> TunnelConfig {
-    let profile = &config.profile;
-    let network = &established.network;
-    let outer_v6 = established.path().remote.is_ipv6();
-    let computed = esp::inner_mtu(
-        path_mtu.unwrap_or(DEFAULT_MTU),
-        outer_v6,
-        established.child.suite.cipher,
-    );
-    TunnelConfig {
-        addresses: network.assigned.addresses.clone(),
-        routes: network.routes.clone(),
-        excluded: profile.child.exclude.clone(),
-        refused: network.refused.clone(),
-        dns: network.dns(profile),
-        mtu: profile.network.mtu.unwrap_or(computed),
-    }
+/// Whether an IKE message is one without protection that says that its sender does not know an SA (RFC 7296, section
+/// 2.21.4).
+fn is_hint(message: &[u8]) -> bool {
+    Header::decode(message).is_ok_and(|header| {
+        header.exchange == ExchangeType::INFORMATIONAL && header.next_payload == PayloadType::NOTIFY
+    })
 }
 
-fn fill_connected(status: &mut Status, up: &Up, sa: &Established) {
-    let path = sa.path();
-    let (initiator_spi, responder_spi) = sa.spis();
-    status.path = Some(PathStatus {
-        local: path.local,
-        remote: path.remote,
-        transport: "udp",
-        nat: sa.nat.name(),
-        interface: up.bound.interface.clone(),
-        rtt_ms: sa
-            .round_trip()
-            .map(|trip| u32::try_from(trip.as_millis()).unwrap_or(u32::MAX)),
-    });
-    status.ike_sa = Some(IkeSaStatus {
-        initiator_spi,
-        responder_spi,
-        suite: sa.suite.to_string(),
-        established: sa.since,
-        rekey_at: None,
-    });
-    let child = &sa.child;
-    let texts =
-        |selectors: &[crate::wire::TrafficSelector]| selectors.iter().map(ToString::to_string).collect();
-    status.child_sas = vec![ChildSaStatus {
-        inbound_spi: child.inbound_spi.to_string(),
-        outbound_spi: child.outbound_spi.to_string(),
-        suite: child.suite.to_string(),
-        local_ts: texts(&child.selectors.local),
-        remote_ts: texts(&child.selectors.remote),
-        rekey_at: None,
-    }];
-    status.addresses = up.tunnel.addresses.clone();
-    status.dns = up.tunnel.dns.clone();
-    status.mtu = Some(up.tunnel.mtu);
-    status.features = Features {
-        mobike: false,
-        fragmentation: sa.fragments(),
-        esn: child.suite.esn,
-        post_quantum: false,
-    };
+/// The SPI of ESP that such a message is about, if it is about one.
+fn hinted_esp(message: &[u8]) -> Option<Vec<u8>> {
+    let message = Message::decode(message).ok()?;
+    message.payloads.iter().find_map(|payload| match payload {
+        Payload::Notify(notify) if notify.kind == NotifyType::INVALID_SPI => Some(notify.data.to_vec()),
+        _ => None,
+    })
+}
+
+/// The delay before an attempt after `failures` that failed: 2 s, doubled each time up to a minute, shifted by up to a
+/// tenth so that the clients of a gateway that restarts do not come all at once.
+fn back_off(failures: u32, rng: &mut Rng) -> Duration {
+    const FIRST: Duration = Duration::from_secs(2);
+    const LONGEST: Duration = Duration::from_secs(60);
+    let doubled = FIRST.saturating_mul(1 << failures.min(8)).min(LONGEST);
+    crate::ike::jitter(doubled, rng)
 }

@@ -39,7 +39,6 @@ enum Progress {
 }
 
 pub(super) struct Winner {
-    pub(super) config: Arc<SaConfig>,
     pub(super) sa: IkeSa,
     pub(super) bound: Bound,
 }
@@ -115,18 +114,18 @@ impl Race {
         }
     }
 
-    /// A socket is there, or cannot be had. True when IKE_SA_INIT was sent.
+    /// A socket is there, or cannot be had. Whether it was waited for, and whether IKE_SA_INIT was sent.
     pub(super) fn bound(
         &mut self,
         remote: SocketAddr,
         result: Result<Bound, HostFault>,
         cx: &mut Cx<'_>,
-    ) -> bool {
+    ) -> (bool, bool) {
         let waiting = |candidate: &&mut Candidate| {
             candidate.remote == remote && matches!(candidate.progress, Progress::Binding)
         };
         let Some(candidate) = self.candidates.iter_mut().find(waiting) else {
-            return false;
+            return (false, false);
         };
         let started = match result {
             Ok(bound) => IkeSa::start(Arc::clone(&self.config), bound.path, cx).map(|sa| (sa, bound)),
@@ -140,19 +139,21 @@ impl Race {
             Ok((sa, bound)) => Progress::Running { sa, bound },
             Err(failure) => Progress::Failed(failure),
         };
-        sent
+        (true, sent)
     }
 
-    pub(super) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) {
+    /// Takes an IKE message if it is for one of its SAs.
+    pub(super) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) -> bool {
         for candidate in &mut self.candidates {
             if let Progress::Running { sa, .. } = &mut candidate.progress
-                && sa.spi().is_some_and(|spi| message.starts_with(&spi.0))
+                && sa.is_for(message)
             {
                 sa.handle_message(path, message, cx);
                 candidate.note_failure(cx.news);
-                return;
+                return true;
             }
         }
+        false
     }
 
     pub(super) fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
@@ -182,11 +183,7 @@ impl Race {
                 cause: Cause::NoAnswer,
             });
             if let Progress::Running { sa, bound } = std::mem::replace(&mut candidate.progress, gone) {
-                return Some(Ok(Winner {
-                    config: Arc::clone(&self.config),
-                    sa,
-                    bound,
-                }));
+                return Some(Ok(Winner { sa, bound }));
             }
         }
         if self.refused.is_none() {

@@ -1,16 +1,19 @@
 //! IKE_AUTH: both sides prove who they are, and the first Child SA is made (RFC 7296, sections 1.2 and 2.16).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::channel::{Channel, Opened};
 use super::child::{self, ChildOffer};
-use super::established::Established;
+use super::established::{self, Established};
 use super::init::Agreed;
 use super::nat::Nat;
 use super::proof::{self, PeerVerified, Proven, Transcript, shared_key_mic};
 use super::{Broken, Cx, News, Next, SaConfig, State, delete_ike, error_notify, notify, unsendable};
-use crate::command::{Cause, Failure, Stage};
+use crate::command::{Cause, Failure, Path, Stage};
 use crate::eap::{Eap, EapConfig, EapError, EapMethod, EapMsChapV2, EapTls, Msk, Step};
 use crate::profile::{AuthKind, DnsPolicy, Identity};
 use crate::proposal::{self, IkeSuite};
@@ -151,8 +154,10 @@ impl Auth {
                 data,
             }));
         }
+        let former = former_addresses(&self.config.former);
         payloads.push(Payload::Cp(configuration_request(
             profile.network.dns == DnsPolicy::Gateway,
+            &former,
         )));
         payloads.push(Payload::Sa(proposal::esp_offer(
             &profile.child.proposals,
@@ -166,6 +171,9 @@ impl Auth {
             self.offer.remote.iter().copied().map(Ts::from).collect(),
         ));
         payloads.push(notify(NotifyType::ESP_TFC_PADDING_NOT_SUPPORTED, &[]));
+        if profile.ike.mobike {
+            payloads.push(notify(NotifyType::MOBIKE_SUPPORTED, &[]));
+        }
         self.channel
             .request(ExchangeType::IKE_AUTH, &payloads, cx)
             .map_err(|error| unsendable(&error))
@@ -207,13 +215,13 @@ impl Auth {
         );
     }
 
-    pub(super) fn handle(mut self: Box<Self>, message: &mut [u8], cx: &mut Cx<'_>) -> Next {
+    pub(super) fn handle(mut self: Box<Self>, path: Path, message: &mut [u8], cx: &mut Cx<'_>) -> Next {
         // A gateway that believes the SA to be up may ask already. Not taken here, its request comes again and is
         // answered once both sides are proven.
         if Header::decode(message).is_ok_and(|header| !header.flags.response) {
             return Ok(State::Auth(self));
         }
-        let Some(opened) = self.channel.open(message, cx) else {
+        let Some(opened) = self.channel.open(path, message, cx) else {
             return Ok(State::Auth(self));
         };
         let stage = self.stage();
@@ -258,31 +266,26 @@ impl Auth {
                     offer,
                     ..
                 } = *self;
-                let made = opened
-                    .payloads()
-                    .map_err(|error| Cause::from(Broken::from(error)))
-                    .and_then(|payloads| {
-                        child::conclude(
-                            &config.profile,
-                            offer,
-                            &payloads,
-                            &channel.keys,
-                            &transcript.nonces,
-                        )
-                    });
+                let payloads = opened.payloads().unwrap_or_default();
+                let made = child::conclude(
+                    &config.profile,
+                    offer,
+                    &payloads,
+                    &channel.keys,
+                    &transcript.nonces,
+                );
                 cx.news.push_back(News::Stage(Stage::ChildSa));
                 match made {
                     Ok(made) => {
-                        let established = Established::new(
-                            verified,
+                        let proven = established::Proven {
                             config,
                             channel,
                             suite,
                             nat,
-                            proven.identity,
+                            identity: proven.identity,
                             made,
-                            cx,
-                        );
+                        };
+                        let established = Established::new(verified, proven, &payloads, cx);
                         Ok(Answered::Up(Box::new(established)))
                     }
                     Err(cause) => {
@@ -369,7 +372,9 @@ impl Auth {
 
     /// No secret is within reach of an EAP method before the gateway is proven, hence the witness.
     fn eap_config(&self, _witness: &PeerVerified) -> Result<EapConfig, Cause> {
-        let SaConfig { profile, credentials } = &*self.config;
+        let SaConfig {
+            profile, credentials, ..
+        } = &*self.config;
         let auth = &profile.auth;
         let identity = auth.eap_identity.clone().or_else(|| auth.username.clone());
         let anchors = auth.aaa_anchors.as_ref().unwrap_or(&profile.gateway.anchors);
@@ -480,19 +485,36 @@ fn user_identity(name: &str) -> Identity {
     Identity::parse(name).unwrap_or_else(|_| Identity::KeyId(name.as_bytes().to_vec()))
 }
 
+/// The addresses that an SA before this one had, as the values of a request (RFC 7296, section 3.15.1): the gateway may
+/// give them again.
+fn former_addresses(addresses: &[IpNet]) -> [Vec<u8>; 2] {
+    let v4 = addresses.iter().find_map(|net| match net.addr() {
+        IpAddr::V4(ip) => Some(ip.octets().to_vec()),
+        IpAddr::V6(_) => None,
+    });
+    let v6 = addresses.iter().find_map(|net| match net.addr() {
+        IpAddr::V6(ip) => Some([ip.octets().as_slice(), &[128]].concat()),
+        IpAddr::V4(_) => None,
+    });
+    [v4.unwrap_or_default(), v6.unwrap_or_default()]
+}
+
 /// Ask for both families, for only then does the gateway say that it has but one (RFC 8983).
-fn configuration_request(dns: bool) -> Cp<'static> {
-    let mut kinds = vec![CfgAttr::INTERNAL_IP4_ADDRESS, CfgAttr::INTERNAL_IP6_ADDRESS];
+fn configuration_request<'a>(dns: bool, [v4, v6]: &'a [Vec<u8>; 2]) -> Cp<'a> {
+    let mut wanted: Vec<(CfgAttr, &[u8])> = vec![
+        (CfgAttr::INTERNAL_IP4_ADDRESS, v4),
+        (CfgAttr::INTERNAL_IP6_ADDRESS, v6),
+    ];
     if dns {
-        kinds.extend([
-            CfgAttr::INTERNAL_IP4_DNS,
-            CfgAttr::INTERNAL_IP6_DNS,
-            CfgAttr::INTERNAL_DNS_DOMAIN,
+        wanted.extend([
+            (CfgAttr::INTERNAL_IP4_DNS, [].as_slice()),
+            (CfgAttr::INTERNAL_IP6_DNS, &[]),
+            (CfgAttr::INTERNAL_DNS_DOMAIN, &[]),
         ]);
     }
-    let attributes = kinds
+    let attributes = wanted
         .into_iter()
-        .map(|kind| CfgAttribute { kind, value: &[] })
+        .map(|(kind, value)| CfgAttribute { kind, value })
         .collect();
     Cp {
         kind: CfgType::REQUEST,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::keys::{SaKeys, Spis};
+use super::keys::{Role, SaKeys, Spis};
 use super::window::Backoff;
 use super::{Cx, datagram};
 use crate::command::{Path, Transmit};
@@ -12,8 +12,8 @@ use crate::crypto::CryptoError;
 use crate::timer::{Instant, Timer};
 use crate::wire::iana::{ExchangeType, PayloadType};
 use crate::wire::{
-    self, DecodeError, EncodeError, Flags, Header, Payload, Reassembly, decode_payloads, encode_payloads,
-    open_sealed, seal_fragments,
+    self, DecodeError, EncodeError, Flags, Header, IkeSpi, Payload, Reassembly, decode_payloads,
+    encode_payloads, open_sealed, seal_fragments,
 };
 
 /// The largest IP datagram once a request went unanswered twice (RFC 7383, section 2.5.1): every IPv4 host takes it.
@@ -23,12 +23,16 @@ const OVERHEAD_V4: usize = 20 + 8 + 4;
 const OVERHEAD_V6: usize = 40 + 8 + 4;
 /// A retransmission that is this late was not held up by the network: the machine slept.
 const SLEPT: Duration = Duration::from_secs(20);
+/// The message ID at which an IKE SA is replaced, long before the last one.
+const WORN_OUT: u32 = 1 << 30;
 /// The size of a sealed message that is never cut.
 const UNFRAGMENTED: usize = 65_535;
 
 /// A message whose integrity was verified with this SA's keys. Only [`Channel::open`] makes one.
 pub(crate) struct Opened {
     pub(crate) header: Header,
+    /// The way that it came, and that an answer goes back (RFC 7296, section 2.11).
+    pub(crate) path: Path,
     first: PayloadType,
     body: Zeroizing<Vec<u8>>,
 }
@@ -75,7 +79,7 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    /// A channel whose first request carries message ID 1.
+    /// A channel whose first request carries message ID 1: IKE_SA_INIT was 0.
     pub(crate) fn new(
         spis: Spis,
         keys: SaKeys,
@@ -97,6 +101,80 @@ impl Channel {
             last_in: now,
             last_out: now,
             round_trip: None,
+        }
+    }
+
+    /// The channel of an IKE SA that replaces this one: on the same path, both message IDs from zero (RFC 7296, section
+    /// 2.8).
+    pub(crate) fn successor(&self, spis: Spis, keys: SaKeys, now: Instant) -> Self {
+        Self {
+            next_id: 0,
+            round_trip: self.round_trip,
+            ..Self::new(spis, keys, self.path, self.fragment_size, now)
+        }
+    }
+
+    /// The SPI that we chose.
+    pub(crate) fn own_spi(&self) -> IkeSpi {
+        match self.keys.role {
+            Role::Initiator => self.spis.initiator,
+            Role::Responder => self.spis.responder,
+        }
+    }
+
+    /// Whether a message claims to be for this SA. Only the original initiator sets the I flag, so a message of ours
+    /// that comes back is not (RFC 7296, section 3.1).
+    pub(crate) fn is_for(&self, header: &Header) -> bool {
+        header.initiator_spi == self.spis.initiator
+            && header.responder_spi == self.spis.responder
+            && header.flags.initiator == (self.keys.role == Role::Responder)
+    }
+
+    /// Nearly all message IDs are used up, which must never happen (RFC 7296, section 2.2).
+    pub(crate) fn is_worn_out(&self) -> bool {
+        self.next_id.max(self.expected_id) >= WORN_OUT
+    }
+
+    /// The present request's transmissions, or none without a request.
+    pub(crate) fn transmissions(&self) -> u32 {
+        self.outstanding
+            .as_ref()
+            .map_or(0, |request| request.backoff.transmissions())
+    }
+
+    /// The network changed: what is unanswered is sent again at once, and then in quick succession.
+    pub(crate) fn hurry(&mut self, cx: &mut Cx<'_>) {
+        if let Some(request) = &mut self.outstanding {
+            request.backoff = Backoff::quick(cx.now, cx.rng);
+            let again = request.messages.clone();
+            self.send(&again, cx);
+        }
+    }
+
+    /// What was just asked is asked again soon: the network has just changed.
+    pub(crate) fn be_quick(&mut self, cx: &mut Cx<'_>) {
+        if let Some(request) = &mut self.outstanding {
+            request.backoff = Backoff::quick(cx.now, cx.rng);
+        }
+    }
+
+    /// Nobody will answer the outstanding request any more.
+    pub(crate) fn forget_request(&mut self) {
+        self.outstanding = None;
+    }
+
+    /// When the outstanding request was first sent.
+    pub(crate) fn asked_at(&self) -> Option<Instant> {
+        self.outstanding.as_ref().map(|request| request.backoff.started())
+    }
+
+    /// Sends the outstanding request on another path too, and leaves everything else as it is (RFC 4555, section 3.5).
+    pub(crate) fn try_path(&mut self, path: Path, cx: &mut Cx<'_>) {
+        if let Some(request) = &self.outstanding {
+            for message in &request.messages {
+                cx.out.push_back(datagram(path, message));
+            }
+            self.last_out = cx.now;
         }
     }
 
@@ -182,16 +260,17 @@ impl Channel {
         }
     }
 
-    /// Answers the gateway's request `to`.
+    /// Answers the gateway's request `to`, the way that it came.
     pub(crate) fn respond(
         &mut self,
-        to: Header,
+        to: &Opened,
         payloads: &[Payload<'_>],
         cx: &mut Cx<'_>,
     ) -> Result<(), EncodeError> {
+        let Opened { header: to, path, .. } = *to;
         let header = self.header(to.exchange, to.message_id, true);
         let messages = self.seal(header, payloads, self.fragment_size)?;
-        self.send(&messages, cx);
+        self.send_on(path, &messages, cx);
         self.answered = Some(Answered {
             message_id: to.message_id,
             messages,
@@ -227,12 +306,10 @@ impl Channel {
 
     /// Verifies and decrypts a message; none when it is not, or not yet, a new message of this SA's peer. A request
     /// that was answered already gets the same answer again.
-    pub(crate) fn open(&mut self, message: &mut [u8], cx: &mut Cx<'_>) -> Option<Opened> {
+    pub(crate) fn open(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) -> Option<Opened> {
         let header = Header::decode(message).ok()?;
         let response = header.flags.response;
-        let ours = header.initiator_spi == self.spis.initiator && header.responder_spi == self.spis.responder;
-        // The gateway never is the original initiator of an SA that we made; a reflection of our own message is.
-        if !ours || header.flags.initiator || header.version >> 4 != 2 {
+        if !self.is_for(&header) || header.version >> 4 != 2 {
             return None;
         }
         let expected = if response {
@@ -262,7 +339,7 @@ impl Channel {
             if opened.fragment.is_none_or(|(number, _)| number == 1)
                 && let Some(answer) = self.answered.take()
             {
-                self.send(&answer.messages, cx);
+                self.send_on(path, &answer.messages, cx);
                 self.answered = Some(answer);
             }
             return None;
@@ -295,6 +372,7 @@ impl Channel {
         }
         Some(Opened {
             header,
+            path,
             first,
             body: Zeroizing::new(body),
         })
@@ -308,7 +386,7 @@ impl Channel {
             version: wire::VERSION,
             exchange,
             flags: Flags {
-                initiator: true,
+                initiator: self.keys.role == Role::Initiator,
                 version: false,
                 response,
             },
@@ -333,8 +411,12 @@ impl Channel {
     }
 
     fn send(&mut self, messages: &[Vec<u8>], cx: &mut Cx<'_>) {
+        self.send_on(self.path, messages, cx);
+    }
+
+    fn send_on(&mut self, path: Path, messages: &[Vec<u8>], cx: &mut Cx<'_>) {
         for message in messages {
-            cx.out.push_back(datagram(self.path, message));
+            cx.out.push_back(datagram(path, message));
         }
         self.last_out = cx.now;
     }

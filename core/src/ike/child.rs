@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
-use super::keys::{ChildKeys, Nonces, Role, SaKeys};
+use super::keys::{ChildKeys, Nonces, Role, SaKeys, SharedSecrets};
 use super::{error_notify, is_private};
 use crate::command::{Cause, Traffic};
-use crate::esp::{Discard, Inbound, Outbound, Selectors};
+use crate::crypto::CryptoError;
+use crate::esp::{Inbound, Outbound, Selectors};
 use crate::profile::{DnsPolicy, Profile};
 use crate::proposal::{self, EspSuite};
 use crate::rng::Rng;
@@ -36,17 +37,21 @@ pub(super) struct ChildOffer {
 impl ChildOffer {
     /// Anything of ours, which the gateway narrows to the addresses that it assigns, to all that the profile wants.
     pub(super) fn new(profile: &Profile, rng: &mut Rng) -> Self {
-        let spi = FIRST_SPI.saturating_add(u32::from_be_bytes(rng.bytes()) % (u32::MAX - FIRST_SPI));
         let wanted = profile.child.remote_ts.iter();
         let remote = wanted
             .map(|net| TrafficSelector::addresses(net.network(), net.broadcast()))
             .collect();
         Self {
-            spi: EspSpi(spi),
+            spi: new_spi(rng),
             local: vec![TrafficSelector::ANY_V4, TrafficSelector::ANY_V6],
             remote,
         }
     }
+}
+
+/// A random SPI for packets to us.
+pub(super) fn new_spi(rng: &mut Rng) -> EspSpi {
+    EspSpi(FIRST_SPI.saturating_add(u32::from_be_bytes(rng.bytes()) % (u32::MAX - FIRST_SPI)))
 }
 
 /// Both directions of a Child SA.
@@ -60,9 +65,27 @@ pub(crate) struct ChildSa {
 }
 
 impl ChildSa {
-    /// The inbound half takes no more packets.
-    pub(crate) fn is_inbound_exhausted(&self) -> bool {
-        self.inbound.counters().discarded(Discard::Exhausted) > 0
+    /// Both directions from the keys of the IKE SA. `shared`, `nonces` and `role` are those of the exchange that made
+    /// the child, `spis` the inbound and the outbound one.
+    pub(super) fn make(
+        keys: &SaKeys,
+        shared: Option<&SharedSecrets>,
+        nonces: &Nonces,
+        role: Role,
+        suite: EspSuite,
+        spis: (EspSpi, EspSpi),
+        selectors: Arc<Selectors>,
+    ) -> Result<Self, CryptoError> {
+        let (inbound_spi, outbound_spi) = spis;
+        let ChildKeys { outbound, inbound } = keys.child_keys(suite.cipher, shared, nonces, role)?;
+        Ok(Self {
+            outbound: Outbound::new(outbound_spi, outbound, suite.esn, Arc::clone(&selectors)),
+            inbound: Inbound::new(inbound_spi, inbound, suite.esn, Arc::clone(&selectors)),
+            suite,
+            selectors,
+            inbound_spi,
+            outbound_spi,
+        })
     }
 
     /// What went through, both ways.
@@ -144,20 +167,9 @@ pub(super) fn conclude(
     }
     let (selectors, network) = narrow(profile, &ranges(local)?, &ranges(remote)?, assigned)?;
     let selectors = Arc::new(selectors);
-    // RFC 7296, section 2.17: the first child's nonces are those of IKE_SA_INIT.
-    let ChildKeys { outbound, inbound } = keys
-        .child_keys(suite.cipher, None, nonces, Role::Initiator)
+    let spis = (offer.spi, outbound_spi);
+    let child = ChildSa::make(keys, None, nonces, Role::Initiator, suite, spis, selectors)
         .map_err(|error| Cause::ChildProtocol(error.to_string()))?;
-    let outbound = Outbound::new(outbound_spi, outbound, suite.esn, Arc::clone(&selectors));
-    let inbound = Inbound::new(offer.spi, inbound, suite.esn, Arc::clone(&selectors));
-    let child = ChildSa {
-        outbound,
-        inbound,
-        suite,
-        selectors,
-        inbound_spi: offer.spi,
-        outbound_spi,
-    };
     Ok(Made { child, network })
 }
 
@@ -240,7 +252,7 @@ fn domain(value: &[u8]) -> Option<String> {
     fits.then_some(text)
 }
 
-fn ranges(selectors: &[Ts<'_>]) -> Result<Vec<TrafficSelector>, Cause> {
+pub(super) fn ranges(selectors: &[Ts<'_>]) -> Result<Vec<TrafficSelector>, Cause> {
     let range = |selector: &Ts<'_>| match selector {
         Ts::Range(range) => Ok(*range),
         // We offered address ranges only.

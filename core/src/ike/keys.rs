@@ -12,7 +12,6 @@ use crate::wire::IkeSpi;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Initiator,
-    #[cfg_attr(not(test), expect(dead_code, reason = "nothing rekeys yet"))]
     Responder,
 }
 
@@ -31,6 +30,13 @@ pub(crate) struct Nonces {
     pub(crate) initiator: Vec<u8>,
     /// Nr.
     pub(crate) responder: Vec<u8>,
+}
+
+impl Nonces {
+    /// The lower of the two, octet by octet: what decides between two simultaneous rekeyings (RFC 7296, section 2.8.1).
+    pub(crate) fn lowest(&self) -> &[u8] {
+        self.initiator.as_slice().min(&self.responder)
+    }
 }
 
 /// The shared secrets of one CREATE_CHILD_SA and the IKE_FOLLOWUP_KE exchanges after it (RFC 9370, section 2.2.4).
@@ -110,7 +116,6 @@ impl SaKeys {
     ///
     /// `nonces` are those of the CREATE_CHILD_SA exchange, `spis` those of its SA payloads. `role` is our side of that
     /// exchange, and so of the new SA.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nothing rekeys yet"))]
     pub(crate) fn derive_rekeyed(
         &self,
         suite: &IkeSuite,

@@ -7,24 +7,33 @@
 mod auth;
 mod channel;
 mod child;
+mod children;
 mod established;
 mod init;
 mod keys;
+mod make_child;
+mod mobility;
 mod nat;
 mod proof;
+mod rekey_ike;
 mod window;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-pub(crate) use established::Established;
+use ipnet::IpNet;
 
-use crate::command::{Cause, Failure, Path, Stage, Transmit};
+pub(crate) use children::add_traffic;
+pub(crate) use established::{Established, Hint};
+pub(crate) use window::jitter;
+
+use crate::command::{Cause, Failure, Path, Rekey, Roam, Stage, Transmit};
+use crate::esp::{self, Discard};
 use crate::profile::{Credentials, Profile};
 use crate::rng::Rng;
 use crate::timer::{Instant, Timer, UnixTime};
 use crate::wire::iana::{NotifyType, ProtocolId};
-use crate::wire::{DecodeError, Delete, EncodeError, IkeSpi, Notify, Payload};
+use crate::wire::{DecodeError, Delete, EncodeError, Header, IkeSpi, Notify, Payload};
 
 /// The port of IKE without the non-ESP marker.
 pub(crate) const IKE_PORT: u16 = 500;
@@ -51,12 +60,54 @@ pub(crate) enum News {
     Failed(Failure),
     /// The SA is gone because we ended it.
     Closed,
+    /// An SA was replaced.
+    Rekeyed(Rekey),
+    /// The SA has moved to another path.
+    Roamed(Roam),
+    /// The gateway has not answered for so long that another SA should be begun beside this one.
+    Doubt,
+    /// The gateway answers again.
+    Trust,
+    /// A fresh SA has to take over in time.
+    Renew(Renewal),
 }
 
-/// What the user configured and keeps secret.
+/// Why a fresh SA has to take over from one that still works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Renewal {
+    /// The authentication's lifetime ends (RFC 4478).
+    Lifetime,
+    /// The gateway will not replace an SA.
+    Refused(Cause),
+    /// The gateway has put us off too often (RFC 7296, section 2.25).
+    OutOfSync,
+}
+
+/// What the user configured and keeps secret, and what an SA before this one had.
 pub(crate) struct SaConfig {
-    pub(crate) profile: Profile,
-    pub(crate) credentials: Credentials,
+    pub(crate) profile: Arc<Profile>,
+    pub(crate) credentials: Arc<Credentials>,
+    /// The inner addresses to ask for again.
+    pub(crate) former: Vec<IpNet>,
+}
+
+impl SaConfig {
+    pub(crate) fn new(profile: Profile, credentials: Credentials) -> Self {
+        Self {
+            profile: Arc::new(profile),
+            credentials: Arc::new(credentials),
+            former: Vec::new(),
+        }
+    }
+
+    /// The same for an SA that is to take over, with the inner addresses of the one before.
+    pub(crate) fn again(&self, addresses: &[IpNet]) -> Self {
+        Self {
+            profile: Arc::clone(&self.profile),
+            credentials: Arc::clone(&self.credentials),
+            former: addresses.to_vec(),
+        }
+    }
 }
 
 /// How a state goes on.
@@ -117,13 +168,64 @@ impl IkeSa {
         }
     }
 
+    /// Whether an IKE message claims to be for this SA.
+    pub(crate) fn is_for(&self, message: &[u8]) -> bool {
+        match &self.0 {
+            State::Init(init) => message.starts_with(&init.spi.0),
+            State::Auth(auth) => message.starts_with(&auth.channel.spis.initiator.0),
+            State::Established(established) => {
+                Header::decode(message).is_ok_and(|header| established.is_for(&header))
+            }
+            State::Closing(closing) => {
+                Header::decode(message).is_ok_and(|header| closing.channel.is_for(&header))
+            }
+            State::Dead => false,
+        }
+    }
+
+    /// Whether a message without protection has the SPIs of this SA.
+    pub(crate) fn is_for_hint(&self, message: &[u8]) -> bool {
+        let Ok(header) = Header::decode(message) else {
+            return false;
+        };
+        self.established().is_some_and(|sa| {
+            sa.channel.spis.initiator == header.initiator_spi
+                && sa.channel.spis.responder == header.responder_spi
+        })
+    }
+
+    /// Opens an ESP packet in place, if it is for one of this SA's children.
+    pub(crate) fn open_esp<'d>(
+        &mut self,
+        datagram: &'d mut [u8],
+        now: Instant,
+    ) -> Result<&'d mut [u8], Discard> {
+        match &mut self.0 {
+            State::Established(established) => established.open(datagram, now),
+            State::Closing(closing) => closing.children.open(datagram, now),
+            State::Init(_) | State::Auth(_) | State::Dead => Err(Discard::UnknownSpi),
+        }
+    }
+
+    /// Whether an ESP packet is for one of this SA's children.
+    pub(crate) fn has_child(&self, datagram: &[u8]) -> bool {
+        let Some(spi) = esp::spi(datagram) else {
+            return false;
+        };
+        match &self.0 {
+            State::Established(established) => established.children.is_for(spi),
+            State::Closing(closing) => closing.children.is_for(spi),
+            State::Init(_) | State::Auth(_) | State::Dead => false,
+        }
+    }
+
     /// An IKE message, without the non-ESP marker.
     pub(crate) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) {
         self.step(cx, |state, cx| match state {
             State::Init(init) => init.handle(path, message, cx),
-            State::Auth(auth) => auth.handle(message, cx),
-            State::Established(established) => established.handle(message, cx),
-            State::Closing(closing) => closing.handle(message, cx),
+            State::Auth(auth) => auth.handle(path, message, cx),
+            State::Established(established) => established.handle(path, message, cx),
+            State::Closing(closing) => closing.handle(path, message, cx),
             State::Dead => Ok(State::Dead),
         });
     }

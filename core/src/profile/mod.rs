@@ -168,6 +168,11 @@ pub struct ChildConfig {
     pub exclude: BTreeSet<IpNet>,
     /// Age at which the Child SA is rekeyed.
     pub rekey: Duration,
+    /// Replace it only with a fresh key exchange (perfect forward secrecy), or not at all.
+    pub require_pfs: bool,
+    /// Rekey once right after connecting, so that a gateway with other ideas of key exchange is found out then and not
+    /// an hour later.
+    pub rehearse: bool,
 }
 
 /// Name resolution and packet size.

@@ -185,7 +185,15 @@ const SCHEMAS: &[Schema] = &[
     },
     Schema {
         table: "child",
-        keys: &["proposals", "remote_ts", "accept_narrowing", "exclude", "rekey"],
+        keys: &[
+            "proposals",
+            "remote_ts",
+            "accept_narrowing",
+            "exclude",
+            "rekey",
+            "require_pfs",
+            "rehearse_rekey",
+        ],
     },
     Schema {
         table: "network",

@@ -213,15 +213,7 @@ fn every_key_has_its_effect() {
         assert!(warnings.contains(wanted), "{wanted}\n{warnings}");
     }
     let idle: Vec<&str> = report.not_used.iter().map(|remark| remark.key.as_str()).collect();
-    assert_eq!(
-        idle,
-        [
-            "ike.rekey",
-            "child.rekey",
-            "network.allow_lan",
-            "network.tcp_fallback"
-        ]
-    );
+    assert_eq!(idle, ["network.allow_lan", "network.tcp_fallback"]);
     assert!(
         report
             .used
@@ -387,8 +379,15 @@ fn what_this_version_cannot_do_is_said() {
         error.contains("7:44: ike.proposals: `ke1_mlkem768` cannot be used: additional key"),
         "{error}"
     );
-    let report = read(&with("[ike]\nmobike = true\n")).unwrap().report;
-    assert!(remarks(&report.not_used)[0].starts_with("7: ike.mobike: not used: this version"));
+    let report = read(&with("[network]\nallow_lan = true\n")).unwrap().report;
+    assert!(remarks(&report.not_used)[0].starts_with("7: network.allow_lan: not used by this version"));
+    let error = &errors(&with(
+        "[child]\nproposals = [\"aes256gcm16\"]\nrequire_pfs = true\n",
+    ))[0];
+    assert!(
+        error.contains("8:1: child.require_pfs: needs a key exchange"),
+        "{error}"
+    );
 }
 
 #[test]

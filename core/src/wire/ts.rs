@@ -73,6 +73,22 @@ impl TrafficSelector {
         self.start_port == u16::MAX && self.end_port == 0
     }
 
+    /// Whether every packet that `inner` is for is one that this is for too.
+    #[must_use]
+    pub fn contains(&self, inner: &Self) -> bool {
+        let same_family = self.start.is_ipv4() == inner.start.is_ipv4();
+        let ports = (self.start_port, self.end_port) == (inner.start_port, inner.end_port)
+            || (!self.is_opaque()
+                && !inner.is_opaque()
+                && self.start_port <= inner.start_port
+                && inner.end_port <= self.end_port);
+        same_family
+            && self.start <= inner.start
+            && inner.end <= self.end
+            && (self.protocol == 0 || self.protocol == inner.protocol)
+            && ports
+    }
+
     /// The prefix length, if the addresses are exactly those of a prefix.
     fn prefix(&self) -> Option<u32> {
         let (differing, common) = match (self.start, self.end) {

@@ -379,7 +379,7 @@ impl Scene {
                 self.hear(transmit.path, &transmit.payload);
             } else if let Some(event) = self.client.poll_event() {
                 let answer = match event {
-                    Event::Status(_) | Event::Release(_) => continue,
+                    Event::Status(_) | Event::Release(_) | Event::Happened(_) => continue,
                     Event::Plan(plan) => {
                         self.had_tunnel |= plan.tunnel.is_some();
                         Answer::Applied(Ok(None))

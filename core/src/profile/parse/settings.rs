@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -15,27 +15,21 @@ use super::super::{ChildConfig, DnsPolicy, IkeConfig, NetworkConfig};
 use super::Parser;
 use crate::proposal::{EspProposal, IkeProposal, ProposalError, default_esp, default_ike};
 
+/// The ages at which an SA may be replaced, in seconds.
+const REKEY: RangeInclusive<u64> = 10..=7 * 86400;
 const HOUR: Duration = Duration::from_secs(3600);
 /// More proposals than any gateway expects; each also needs a number of one octet (RFC 7296, section 3.3.1).
 const MAX_PROPOSALS: usize = 16;
 /// Old gateways give up on longer lists.
 const MANY_PROPOSALS: usize = 4;
-const NO_ROAMING: &str = "this version does not follow a change of networks yet";
-const NO_REKEYING: &str = "this version does not rekey by itself yet";
 
 impl<'t> Parser<'t, '_> {
     pub(super) fn ike(&mut self, section: Section<'_, 't>) -> IkeConfig {
         let proposals = self
             .proposals(section, IkeProposal::parse, IkeProposal::legacy, default_ike)
             .unwrap_or_else(default_ike);
-        let rekey = self.rekey(section, HOUR * 4);
-        let mobike = self
-            .reader
-            .value_or(section, "mobike", true, NO_ROAMING, |_, v| reader::boolean(v));
-        if mobike && section.has("mobike") {
-            self.reader
-                .not_used(section, "mobike", format!("not used: {NO_ROAMING}"));
-        }
+        let rekey = self.seconds(section, "rekey", HOUR * 4, REKEY);
+        let mobike = self.switch(section, "mobike", true);
         let fragmentation = self.switch(section, "fragmentation", true);
         let fragment_size = self
             .reader
@@ -114,25 +108,22 @@ impl<'t> Parser<'t, '_> {
             self.reader
                 .error_at(section, "exclude", "leaves nothing that goes into the tunnel");
         }
-        let rekey = self.rekey(section, HOUR);
+        let rekey = self.seconds(section, "rekey", HOUR, REKEY);
+        let require_pfs = self.switch(section, "require_pfs", false);
+        if require_pfs && proposals.iter().any(|proposal| proposal.key_exchanges.is_empty()) {
+            let message = "needs a key exchange method in every one of `child.proposals`, such as `x25519`";
+            self.reader.error_at(section, "require_pfs", message);
+        }
+        let rehearse = self.switch(section, "rehearse_rekey", false);
         ChildConfig {
             proposals,
             remote_ts,
             accept_narrowing,
             exclude,
             rekey,
+            require_pfs,
+            rehearse,
         }
-    }
-
-    fn rekey(&mut self, section: Section<'_, 't>, default: Duration) -> Duration {
-        if !section.has("rekey") {
-            self.reader.defaulted(section, "rekey", NO_REKEYING);
-            return default;
-        }
-        let rekey = self.seconds(section, "rekey", default, 60..=7 * 86400);
-        self.reader
-            .not_used(section, "rekey", format!("not used: {NO_REKEYING}"));
-        rekey
     }
 
     pub(super) fn network(&mut self, section: Section<'_, 't>) -> NetworkConfig {
@@ -212,7 +203,7 @@ impl<'t> Parser<'t, '_> {
         section: Section<'_, 't>,
         key: &str,
         default: Duration,
-        limits: std::ops::RangeInclusive<u64>,
+        limits: RangeInclusive<u64>,
     ) -> Duration {
         self.reader
             .value_or(section, key, default, duration_text(default), |_, value| {

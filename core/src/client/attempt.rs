@@ -1,0 +1,240 @@
+//! One attempt to get an IKE SA with its child: look up the name, race the addresses, negotiate.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::race::{Race, Winner};
+use crate::command::{Answer, Ask, Bound, Cause, Event, Failure, HostFault, Path, Stage};
+use crate::ike::{Cx, IkeSa, News, SaConfig};
+use crate::profile::Host;
+use crate::timer::{Instant, Timer};
+
+/// An attempt under way.
+pub(super) struct Attempt {
+    config: Arc<SaConfig>,
+    /// The gateway's addresses, once they are known.
+    addresses: Vec<IpAddr>,
+    progress: Progress,
+    /// How far it has come.
+    stage: Stage,
+    /// The way to this address is asked for again, to see whether it is still the one in use.
+    checking: Option<SocketAddr>,
+}
+
+enum Progress {
+    Resolving(String),
+    Racing(Box<Race>),
+    Negotiating { sa: IkeSa, bound: Bound },
+    Over,
+}
+
+/// An IKE SA that is up.
+pub(super) struct Ready {
+    pub(super) config: Arc<SaConfig>,
+    pub(super) sa: IkeSa,
+    pub(super) bound: Bound,
+    /// All addresses of the gateway that its name has here.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+impl Attempt {
+    /// Begins with a question about the gateway's name, or with its address.
+    pub(super) fn start(config: Arc<SaConfig>, events: &mut VecDeque<Event>, now: Instant) -> Self {
+        let mut attempt = Self {
+            config,
+            addresses: Vec::new(),
+            progress: Progress::Over,
+            stage: Stage::Resolve,
+            checking: None,
+        };
+        attempt.begin(events, now);
+        attempt
+    }
+
+    fn begin(&mut self, events: &mut VecDeque<Event>, now: Instant) {
+        match self.config.profile.gateway.host.clone() {
+            Host::Name(name) => {
+                events.push_back(Event::Ask(Ask::Resolve(name.clone())));
+                self.progress = Progress::Resolving(name);
+                self.stage = Stage::Resolve;
+            }
+            Host::Address(address) => self.race(vec![address], events, now),
+        }
+    }
+
+    fn race(&mut self, addresses: Vec<IpAddr>, events: &mut VecDeque<Event>, now: Instant) {
+        let mut race = Race::new(Arc::clone(&self.config), &addresses, now);
+        race.ask(events, now);
+        self.addresses = addresses;
+        self.progress = Progress::Racing(Box::new(race));
+        self.stage = Stage::Reach;
+    }
+
+    /// How far it has come.
+    pub(super) fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// The socket in use, once one address has answered.
+    pub(super) fn bound(&self) -> Option<&Bound> {
+        match &self.progress {
+            Progress::Negotiating { bound, .. } => Some(bound),
+            Progress::Resolving(_) | Progress::Racing(_) | Progress::Over => None,
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        match &self.progress {
+            Progress::Resolving(_) | Progress::Over => None,
+            Progress::Racing(race) => race.poll_timeout(),
+            Progress::Negotiating { sa, .. } => sa.poll_timeout(),
+        }
+    }
+
+    /// The machine's networks may have changed. Whoever waits for an answer on another one begins anew; what the gateway
+    /// has answered goes on.
+    pub(super) fn network_changed(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        match &self.progress {
+            Progress::Resolving(_) | Progress::Racing(_) => self.begin(events, cx.now),
+            Progress::Negotiating { bound, .. } => {
+                self.checking = Some(bound.path.remote);
+                events.push_back(Event::Ask(Ask::Bind(bound.path.remote)));
+            }
+            Progress::Over => {}
+        }
+    }
+
+    /// What went out on another network is begun anew.
+    fn restart(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        self.abandon(cx);
+        self.begin(events, cx.now);
+    }
+
+    /// Takes an answer if it is for this attempt.
+    pub(super) fn handle_answer(
+        &mut self,
+        answer: &Answer,
+        events: &mut VecDeque<Event>,
+        cx: &mut Cx<'_>,
+    ) -> bool {
+        match (&mut self.progress, answer) {
+            (Progress::Resolving(asked), Answer::Resolved { name, result }) if asked == name => {
+                self.resolved(result, events, cx);
+                true
+            }
+            (Progress::Racing(race), Answer::Bound(remote, result)) => {
+                let (taken, sent) = race.bound(*remote, result.clone(), cx);
+                if sent {
+                    self.stage = self.stage.max(Stage::IkeSaInit);
+                }
+                taken
+            }
+            (Progress::Negotiating { bound, .. }, Answer::Bound(remote, result))
+                if self.checking == Some(*remote) =>
+            {
+                self.checking = None;
+                let stays = result
+                    .as_ref()
+                    .is_ok_and(|way| way.path.local == bound.path.local);
+                if !stays {
+                    self.restart(events, cx);
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn resolved(
+        &mut self,
+        result: &Result<Vec<IpAddr>, HostFault>,
+        events: &mut VecDeque<Event>,
+        cx: &mut Cx<'_>,
+    ) {
+        let addresses = result.clone().unwrap_or_default();
+        if !addresses.is_empty() {
+            return self.race(addresses, events, cx.now);
+        }
+        self.progress = Progress::Over;
+        cx.news.push_back(News::Failed(Failure {
+            stage: Stage::Resolve,
+            cause: Cause::NameNotFound(self.config.profile.gateway.host.to_string()),
+        }));
+    }
+
+    /// Takes an IKE message if it is for this attempt.
+    pub(super) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) -> bool {
+        match &mut self.progress {
+            Progress::Resolving(_) | Progress::Over => false,
+            Progress::Racing(race) => race.handle_message(path, message, cx),
+            Progress::Negotiating { sa, .. } if sa.is_for(message) => {
+                sa.handle_message(path, message, cx);
+                true
+            }
+            Progress::Negotiating { .. } => false,
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        match &mut self.progress {
+            Progress::Resolving(_) | Progress::Over => {}
+            Progress::Racing(race) => {
+                race.handle_timeout(cx);
+                race.ask(events, cx.now);
+            }
+            Progress::Negotiating { sa, .. } => sa.handle_timeout(cx),
+        }
+    }
+
+    /// What came of it, or nothing yet. `news` is what its SAs said since the last call.
+    pub(super) fn outcome(
+        &mut self,
+        events: &mut VecDeque<Event>,
+        news: &mut VecDeque<News>,
+        now: Instant,
+    ) -> Option<Result<Ready, Failure>> {
+        if let Progress::Racing(race) = &mut self.progress {
+            match race.outcome(news, now) {
+                None => race.ask(events, now),
+                Some(Ok(Winner { sa, bound })) => self.progress = Progress::Negotiating { sa, bound },
+                Some(Err(failure)) => {
+                    self.progress = Progress::Over;
+                    news.clear();
+                    return Some(Err(failure));
+                }
+            }
+        }
+        while let Some(item) = news.pop_front() {
+            match item {
+                News::Stage(stage) => self.stage = self.stage.max(stage),
+                News::Failed(failure) => {
+                    self.progress = Progress::Over;
+                    return Some(Err(failure));
+                }
+                News::Up => {
+                    if let Progress::Negotiating { sa, bound } =
+                        std::mem::replace(&mut self.progress, Progress::Over)
+                    {
+                        return Some(Ok(Ready {
+                            config: Arc::clone(&self.config),
+                            sa,
+                            bound,
+                            addresses: std::mem::take(&mut self.addresses),
+                        }));
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Nobody wants it any more: a gateway that has an SA half made is told.
+    pub(super) fn abandon(&mut self, cx: &mut Cx<'_>) {
+        if let Progress::Negotiating { mut sa, .. } = std::mem::replace(&mut self.progress, Progress::Over) {
+            sa.close(cx);
+        }
+        cx.news.clear();
+    }
+}

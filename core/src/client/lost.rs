@@ -1,0 +1,190 @@
+//! A tunnel whose IKE SA is gone: the machine stays as it is while a new SA is made, however long that takes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::attempt::{Attempt, Ready};
+use super::up::Up;
+use super::{Client, Phase, back_off};
+use crate::command::{Answer, Bound, Cause, Event, Failure, Path, Why};
+use crate::eap::EapError;
+use crate::ike::{Cx, News, SaConfig};
+use crate::plan::{Plan, TunnelConfig};
+use crate::timer::{Instant, Timer};
+
+/// A gateway that ended the SA is left alone for so long.
+const AFTER_DELETE: Duration = Duration::from_secs(5);
+
+pub(super) struct Lost {
+    config: Arc<SaConfig>,
+    pub(super) tunnel: TunnelConfig,
+    /// The way that the lost SA took.
+    bound: Bound,
+    pub(super) why: Why,
+    began: Instant,
+    pub(super) failures: u32,
+    /// Why the last attempt failed, or why the SA is gone.
+    pub(super) failure: Failure,
+    /// None while the next attempt is waited for.
+    pub(super) attempt: Option<Attempt>,
+    pub(super) retry_at: Instant,
+    news: VecDeque<News>,
+    changed: bool,
+}
+
+impl Lost {
+    /// An attempt that was under way beside the SA goes on.
+    pub(super) fn new(up: Up, failure: Failure, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) -> Self {
+        let (config, tunnel, bound, beside, offline) = up.into_parts();
+        let why = match &failure.cause {
+            _ if offline => Why::Offline,
+            Cause::DeletedByGateway | Cause::EndedByGateway(_) | Cause::AuthenticationFailed => {
+                Why::DeletedByGateway
+            }
+            Cause::Expired | Cause::Exhausted => Why::Expired,
+            _ => Why::PeerDead,
+        };
+        let wait = if why == Why::DeletedByGateway {
+            AFTER_DELETE
+        } else {
+            Duration::ZERO
+        };
+        let mut lost = Self {
+            config,
+            tunnel,
+            bound,
+            why,
+            began: cx.now,
+            failures: 0,
+            failure,
+            attempt: None,
+            retry_at: cx.now + wait,
+            news: VecDeque::new(),
+            changed: false,
+        };
+        match beside.map(|beside| beside.into_attempt()) {
+            Some((why, began, failures, attempt, news)) => {
+                lost.why = why;
+                lost.began = began;
+                lost.failures = failures;
+                lost.attempt = attempt;
+                lost.news = news;
+            }
+            None if wait.is_zero() => lost.begin(events, cx),
+            None => {}
+        }
+        lost
+    }
+
+    fn begin(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        let config = Arc::new(self.config.again(&self.tunnel.addresses));
+        self.attempt = Some(Attempt::start(config, events, cx.now));
+        self.changed = true;
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        match &self.attempt {
+            Some(attempt) => attempt.poll_timeout(),
+            None => Some((self.retry_at, Timer::Reconnect)),
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        match &mut self.attempt {
+            Some(attempt) => {
+                attempt.handle_timeout(events, cx);
+                self.news.append(cx.news);
+            }
+            None if cx.now >= self.retry_at => self.begin(events, cx),
+            None => {}
+        }
+    }
+
+    pub(super) fn handle_answer(&mut self, answer: &Answer, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.handle_answer(answer, events, cx);
+            self.news.append(cx.news);
+        }
+    }
+
+    pub(super) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.handle_message(path, message, cx);
+            self.news.append(cx.news);
+        }
+    }
+
+    /// On another network, or after sleep, the next attempt begins at once.
+    pub(super) fn network_changed(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        match &mut self.attempt {
+            Some(attempt) => attempt.network_changed(events, cx),
+            None => {
+                self.failures = 0;
+                self.begin(events, cx);
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Acts on what became of the attempt.
+    pub(super) fn settle_lost(&mut self, mut lost: Box<Lost>, now: Instant) {
+        lost.news.append(&mut self.io.news);
+        let outcome = lost
+            .attempt
+            .as_mut()
+            .and_then(|attempt| attempt.outcome(&mut self.io.events, &mut lost.news, now));
+        match outcome {
+            None => {
+                let changed = std::mem::take(&mut lost.changed);
+                self.phase = Phase::Lost(lost);
+                if changed {
+                    self.announce();
+                }
+            }
+            Some(Ok(ready)) => self.come_back(*lost, ready, now),
+            Some(Err(failure)) => {
+                lost.attempt = None;
+                lost.failures += 1;
+                lost.failure = failure.clone();
+                lost.retry_at = now + back_off(lost.failures - 1, &mut self.io.rng);
+                let failures = lost.failures;
+                self.phase = Phase::Lost(lost);
+                if is_final(&failure, failures) {
+                    self.leave(Some(failure), None, now);
+                } else {
+                    self.announce();
+                }
+            }
+        }
+    }
+
+    fn come_back(&mut self, lost: Lost, ready: Ready, now: Instant) {
+        let Some(mut up) = Up::new(ready, now) else { return };
+        let (from, to) = (lost.bound.path, up.bound.path);
+        if up.tunnel == lost.tunnel {
+            up.applied = true;
+        } else {
+            self.io.events.push_back(Event::Plan(Plan {
+                tunnel: Some(up.tunnel.clone()),
+            }));
+        }
+        self.shown.since = Some(self.io.unix(now));
+        self.phase = Phase::Up(Box::new(up));
+        let took = now.since(lost.began);
+        self.tell_reconnected(lost.why, lost.failures + 1, took, from, to);
+    }
+}
+
+/// Whether another attempt can only fail again, or do harm: a wrong password is not sent twice, because accounts are
+/// locked for that, and a credential that was refused is tried once more at most.
+pub(super) fn is_final(failure: &Failure, failures: u32) -> bool {
+    match &failure.cause {
+        Cause::Eap(EapError::Refused | EapError::MsChap { .. } | EapError::Credential(_))
+        | Cause::Credential(_)
+        | Cause::Host(_) => true,
+        Cause::AuthenticationFailed | Cause::Eap(EapError::TlsAlert(_)) => failures > 1,
+        _ => false,
+    }
+}

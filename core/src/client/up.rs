@@ -1,0 +1,563 @@
+//! A tunnel that is up: it follows the network, and where its IKE SA cannot, a fresh one is made beside it.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::attempt::{Attempt, Ready};
+use super::lost::{Lost, is_final};
+use super::{Client, Phase, back_off, hinted_esp};
+use crate::command::{
+    Answer, Ask, Bound, Cause, Event, Failure, Happening, Means, Path, Reconnect, Roam, Stage, Why,
+};
+use crate::esp;
+use crate::ike::{Cx, Established, Hint, IkeSa, News, Renewal, SaConfig};
+use crate::plan::{Plan, TunnelConfig};
+use crate::profile::Host;
+use crate::timer::{Instant, Timer};
+
+/// The path MTU to assume when the host knows none: Ethernet's.
+const DEFAULT_MTU: u16 = 1500;
+/// More addresses of the gateway than these are not looked for.
+const MAX_REMOTES: usize = 8;
+/// How long a path that was left still brings what was on its way.
+const LINGER: Duration = Duration::from_secs(10);
+/// Without any network the SA is kept for so long.
+const OFFLINE_PATIENCE: Duration = Duration::from_secs(3600);
+/// What came in so recently shows that the path is well, whatever the network says.
+const FRESH: Duration = Duration::from_secs(1);
+
+pub(super) struct Up {
+    pub(super) config: Arc<SaConfig>,
+    pub(super) sa: IkeSa,
+    pub(super) bound: Bound,
+    pub(super) tunnel: TunnelConfig,
+    pub(super) applied: bool,
+    /// A fresh SA that is to take over.
+    pub(super) beside: Option<Box<Beside>>,
+    /// Why nothing goes through at present, if it seems so, and since when.
+    pub(super) trouble: Option<(Why, Instant)>,
+    /// The gateway's addresses, as its name had them here last.
+    addresses: Vec<IpAddr>,
+    /// The name was asked for again.
+    resolving: bool,
+    /// The ways that are being asked for.
+    search: Option<Search>,
+    /// The ways that were found last.
+    ways: Vec<Bound>,
+    /// Sockets of paths that were left, and until when they are read.
+    left: Vec<(SocketAddr, Instant)>,
+    news: VecDeque<News>,
+    /// Something that the status shows has changed.
+    changed: bool,
+}
+
+/// A fresh SA beside the one that is up.
+pub(super) struct Beside {
+    pub(super) why: Why,
+    began: Instant,
+    pub(super) failures: u32,
+    /// None while the next attempt is waited for.
+    pub(super) attempt: Option<Attempt>,
+    pub(super) retry_at: Instant,
+    news: VecDeque<News>,
+}
+
+/// Questions about ways that are not answered yet.
+struct Search {
+    pending: Vec<SocketAddr>,
+    found: Vec<Bound>,
+}
+
+impl Up {
+    pub(super) fn new(ready: Ready, _now: Instant) -> Option<Self> {
+        let Ready {
+            config,
+            sa,
+            bound,
+            addresses,
+        } = ready;
+        let tunnel = tunnel_config(&config, sa.established()?, bound.mtu);
+        Some(Self {
+            config,
+            sa,
+            ways: vec![bound.clone()],
+            bound,
+            tunnel,
+            applied: false,
+            beside: None,
+            trouble: None,
+            addresses,
+            resolving: false,
+            search: None,
+            left: Vec::new(),
+            news: VecDeque::new(),
+            changed: false,
+        })
+    }
+
+    fn is_offline(&self) -> bool {
+        matches!(self.trouble, Some((Why::Offline, _)))
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        let left = self.left.iter().map(|(_, until)| (*until, Timer::Release)).min();
+        // Without a network nothing that is asked can be answered: the SA's own time stands still.
+        if let Some((Why::Offline, since)) = self.trouble {
+            return left
+                .into_iter()
+                .chain([(since + OFFLINE_PATIENCE, Timer::Reconnect)])
+                .min();
+        }
+        let beside = self.beside.as_ref().and_then(|beside| match &beside.attempt {
+            Some(attempt) => attempt.poll_timeout(),
+            None => Some((beside.retry_at, Timer::Reconnect)),
+        });
+        self.sa.poll_timeout().into_iter().chain(beside).chain(left).min()
+    }
+
+    pub(super) fn handle_timeout(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        let now = cx.now;
+        self.left.retain(|(local, until)| {
+            if now >= *until {
+                events.push_back(Event::Release(*local));
+            }
+            now < *until
+        });
+        if let Some((Why::Offline, since)) = self.trouble {
+            if now >= since + OFFLINE_PATIENCE {
+                self.news.push_back(News::Failed(Failure {
+                    stage: Stage::Apply,
+                    cause: Cause::PeerDead,
+                }));
+            }
+            return;
+        }
+        if self.sa.poll_timeout().is_some_and(|(at, _)| now >= at) {
+            self.sa.handle_timeout(cx);
+            self.news.append(cx.news);
+        }
+        let Some(beside) = &mut self.beside else { return };
+        match &mut beside.attempt {
+            Some(attempt) if attempt.poll_timeout().is_some_and(|(at, _)| now >= at) => {
+                attempt.handle_timeout(events, cx);
+                beside.news.append(cx.news);
+            }
+            None if now >= beside.retry_at => self.begin_attempt(events, cx),
+            Some(_) | None => {}
+        }
+    }
+
+    pub(super) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) {
+        if self.sa.is_for(message) {
+            self.sa.handle_message(path, message, cx);
+            self.news.append(cx.news);
+        } else if let Some(beside) = &mut self.beside
+            && let Some(attempt) = &mut beside.attempt
+        {
+            attempt.handle_message(path, message, cx);
+            beside.news.append(cx.news);
+        }
+    }
+
+    /// A message without proof says that its sender does not know our SA: a reason to ask, no more.
+    pub(super) fn hint(&mut self, message: &[u8], cx: &mut Cx<'_>) {
+        let about = if self.sa.is_for_hint(message) {
+            Hint::IkeSa
+        } else {
+            let child = hinted_esp(message)
+                .is_some_and(|spi| self.sa.established().is_some_and(|sa| sa.children.sends_to(&spi)));
+            if !child {
+                return;
+            }
+            Hint::ChildSa
+        };
+        if let Some(established) = self.sa.established_mut() {
+            established.hint(about, cx);
+            self.news.append(cx.news);
+        }
+    }
+
+    /// The machine's networks may have changed: every way to the gateway is asked for anew.
+    pub(super) fn network_changed(&mut self, events: &mut VecDeque<Event>, _cx: &mut Cx<'_>) {
+        let pending = self.remotes();
+        events.extend(pending.iter().map(|remote| Event::Ask(Ask::Bind(*remote))));
+        self.search = Some(Search {
+            pending,
+            found: Vec::new(),
+        });
+    }
+
+    /// Every address that the gateway may be reached at: the present one, those of its own word, those of its name.
+    fn remotes(&self) -> Vec<SocketAddr> {
+        let Some(established) = self.sa.established() else {
+            return Vec::new();
+        };
+        let present = established.path().remote;
+        let mut remotes = vec![present];
+        let others = established.mobility.others().iter().chain(&self.addresses);
+        for ip in others {
+            let remote = SocketAddr::new(*ip, present.port());
+            if remotes.len() < MAX_REMOTES && !remotes.contains(&remote) {
+                remotes.push(remote);
+            }
+        }
+        remotes
+    }
+
+    pub(super) fn handle_answer(&mut self, answer: &Answer, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        match answer {
+            Answer::Bound(remote, result)
+                if self
+                    .search
+                    .as_ref()
+                    .is_some_and(|search| search.pending.contains(remote)) =>
+            {
+                let Some(search) = &mut self.search else { return };
+                search.pending.retain(|pending| pending != remote);
+                if let Ok(bound) = result {
+                    search.found.push(bound.clone());
+                }
+                if search.pending.is_empty() {
+                    let found = self.search.take().map(|search| search.found).unwrap_or_default();
+                    self.ways_found(found, events, cx);
+                }
+            }
+            Answer::Resolved { name, result } if self.resolving && self.is_gateway(name) => {
+                self.resolving = false;
+                let known = self.remotes();
+                if let Ok(addresses) = result
+                    && !addresses.is_empty()
+                {
+                    self.addresses = addresses.clone();
+                }
+                let moving = self.sa.established().is_some_and(|sa| sa.mobility.is_moving());
+                // What works already need not be searched for.
+                if moving && self.remotes() != known {
+                    self.network_changed(events, cx);
+                }
+            }
+            other => {
+                if let Some(beside) = &mut self.beside
+                    && let Some(attempt) = &mut beside.attempt
+                {
+                    attempt.handle_answer(other, events, cx);
+                    beside.news.append(cx.news);
+                }
+            }
+        }
+    }
+
+    fn is_gateway(&self, name: &str) -> bool {
+        matches!(&self.config.profile.gateway.host, Host::Name(host) if host == name)
+    }
+
+    /// All questions about ways are answered.
+    fn ways_found(&mut self, found: Vec<Bound>, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        let Some(established) = self.sa.established_mut() else {
+            return;
+        };
+        if found.is_empty() {
+            if !matches!(self.trouble, Some((Why::Offline, _))) {
+                self.trouble = Some((Why::Offline, cx.now));
+                self.changed = true;
+            }
+            if let Some(beside) = &mut self.beside {
+                beside.attempt = None;
+                beside.news.clear();
+            }
+            return;
+        }
+        let was_offline = matches!(self.trouble, Some((Why::Offline, _)));
+        if was_offline {
+            self.trouble = Some((Why::NetworkChanged, cx.now));
+            self.changed = true;
+        }
+        let present = established.path();
+        let mut ways = found;
+        // Those to the present address first, then those of its family.
+        ways.sort_by_key(|way| {
+            (
+                way.path.remote != present.remote,
+                way.path.remote.is_ipv4() != present.remote.is_ipv4(),
+            )
+        });
+        let paths: Vec<Path> = ways.iter().map(|way| way.path).collect();
+        self.ways = ways;
+        if paths.first() == Some(&present) {
+            if was_offline || cx.now >= established.last_heard() + FRESH {
+                established.check(cx);
+            }
+            self.news.append(cx.news);
+            if was_offline {
+                self.restart_beside(events, cx);
+            }
+            return;
+        }
+        if let Host::Name(name) = &self.config.profile.gateway.host {
+            self.resolving = true;
+            events.push_back(Event::Ask(Ask::Resolve(name.clone())));
+        }
+        let follows = established.move_to(paths, Means::Mobike, cx);
+        self.news.append(cx.news);
+        if !follows && self.beside.is_none() {
+            self.trouble.get_or_insert((Why::NetworkChanged, cx.now));
+            self.changed = true;
+            self.begin_beside(Why::NetworkChanged, events, cx);
+        } else {
+            self.restart_beside(events, cx);
+        }
+    }
+
+    fn restart_beside(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        if let Some(beside) = &mut self.beside {
+            beside.attempt = None;
+            beside.news.clear();
+            beside.retry_at = cx.now;
+            self.begin_attempt(events, cx);
+        }
+    }
+
+    /// A fresh SA is to be made beside this one, unless one is already.
+    fn begin_beside(&mut self, why: Why, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        if self.beside.is_some() {
+            return;
+        }
+        self.beside = Some(Box::new(Beside {
+            why,
+            began: cx.now,
+            failures: 0,
+            attempt: None,
+            retry_at: cx.now,
+            news: VecDeque::new(),
+        }));
+        self.begin_attempt(events, cx);
+    }
+
+    fn begin_attempt(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        let config = Arc::new(self.config.again(&self.tunnel.addresses));
+        if let Some(beside) = &mut self.beside {
+            beside.attempt = Some(Attempt::start(config, events, cx.now));
+            self.changed = true;
+        }
+    }
+
+    /// The socket of a path that was left is read a little longer.
+    fn leave_path(&mut self, local: SocketAddr, now: Instant) {
+        self.left.retain(|(other, _)| *other != local);
+        self.left.push((local, now + LINGER));
+    }
+
+    /// What the host found out about the way that the SA now takes.
+    fn note_way(&mut self, path: Path, now: Instant) {
+        let before = self.bound.path.local;
+        if let Some(way) = self.ways.iter().find(|way| way.path == path) {
+            self.bound = way.clone();
+        }
+        self.bound.path = path;
+        self.left.retain(|(local, _)| *local != path.local);
+        if before != path.local {
+            self.leave_path(before, now);
+        }
+    }
+}
+
+impl Client {
+    /// Acts on what the SA that is up, and the one beside it, have said.
+    pub(super) fn settle_up(&mut self, mut up: Box<Up>, now: Instant) {
+        let news = std::mem::take(&mut self.io.news);
+        up.news.extend(news);
+        while let Some(news) = up.news.pop_front() {
+            if let News::Failed(failure) = news {
+                return self.fall(up, failure, now);
+            }
+            self.hear(&mut up, news, now);
+        }
+        if let Some(beside) = &mut up.beside
+            && let Some(attempt) = &mut beside.attempt
+            && let Some(outcome) = attempt.outcome(&mut self.io.events, &mut beside.news, now)
+        {
+            match outcome {
+                Ok(ready) => return self.take_over(up, ready, now),
+                Err(failure) => {
+                    beside.attempt = None;
+                    beside.failures += 1;
+                    beside.retry_at = now + back_off(beside.failures - 1, &mut self.io.rng);
+                    up.changed = true;
+                    tracing::info!(message = %failure.message(), "no fresh IKE SA beside this one yet");
+                    if up.trouble.is_some() && is_final(&failure, beside.failures) {
+                        self.phase = Phase::Up(up);
+                        return self.leave(Some(failure), None, now);
+                    }
+                }
+            }
+        }
+        let changed = std::mem::take(&mut up.changed);
+        self.phase = Phase::Up(up);
+        if changed {
+            self.announce();
+        }
+    }
+
+    fn hear(&mut self, up: &mut Up, news: News, now: Instant) {
+        match news {
+            News::Rekeyed(rekey) => {
+                up.changed = true;
+                self.happened(Happening::Rekey(rekey));
+            }
+            News::Roamed(roam) => {
+                up.note_way(roam.to, now);
+                self.well_again(up, now);
+                self.happened(Happening::Roam(roam));
+            }
+            News::Doubt => {
+                let moving = up.sa.established().is_some_and(|sa| sa.mobility.is_moving());
+                let why = if moving {
+                    Why::NetworkChanged
+                } else {
+                    Why::PeerDead
+                };
+                if up.trouble.is_none() {
+                    up.trouble = Some((why, now));
+                }
+                let (mut cx, events) = self.io.split(now);
+                up.begin_beside(why, events, &mut cx);
+                up.changed = true;
+            }
+            News::Trust => {
+                if !up.sa.established().is_some_and(|sa| sa.mobility.is_moving()) {
+                    self.well_again(up, now);
+                }
+            }
+            News::Renew(renewal) => {
+                let why = match renewal {
+                    Renewal::Lifetime => Why::AuthLifetime,
+                    Renewal::Refused(_) | Renewal::OutOfSync => Why::RekeyRefused,
+                };
+                let (mut cx, events) = self.io.split(now);
+                up.begin_beside(why, events, &mut cx);
+            }
+            News::Stage(_) | News::Up | News::Closed | News::Failed(_) => {}
+        }
+    }
+
+    /// The SA works: what was begun because it seemed not to is given up.
+    fn well_again(&mut self, up: &mut Up, now: Instant) {
+        up.changed = true;
+        up.trouble = None;
+        let needless = up
+            .beside
+            .as_ref()
+            .is_some_and(|beside| matches!(beside.why, Why::PeerDead | Why::NetworkChanged | Why::Offline));
+        if needless
+            && let Some(beside) = up.beside.take()
+            && let Some(mut attempt) = beside.attempt
+        {
+            attempt.abandon(&mut self.io.cx(now));
+        }
+    }
+
+    pub(super) fn happened(&mut self, happening: Happening) {
+        self.io.events.push_back(Event::Happened(Box::new(happening)));
+    }
+
+    /// The fresh SA takes the place of the one that is up.
+    fn take_over(&mut self, mut up: Box<Up>, ready: Ready, now: Instant) {
+        let Some(beside) = up.beside.take() else { return };
+        let Some(established) = ready.sa.established() else {
+            return;
+        };
+        let tunnel = tunnel_config(&ready.config, established, ready.bound.mtu);
+        let (from, to) = (up.bound.path, established.path());
+        let mut old = std::mem::replace(&mut up.sa, ready.sa);
+        // The way that it took may not be there any more.
+        if let Some(old) = old.established_mut() {
+            old.set_path(to);
+        }
+        self.retire(old, now);
+        up.news.clear();
+        up.ways = vec![ready.bound];
+        up.note_way(to, now);
+        if !ready.addresses.is_empty() {
+            up.addresses = ready.addresses;
+        }
+        up.trouble = None;
+        if tunnel != up.tunnel {
+            up.tunnel = tunnel;
+            self.io.events.push_back(Event::Plan(Plan {
+                tunnel: Some(up.tunnel.clone()),
+            }));
+        }
+        self.phase = Phase::Up(up);
+        self.tell_reconnected(beside.why, beside.failures + 1, now.since(beside.began), from, to);
+    }
+
+    pub(super) fn tell_reconnected(&mut self, why: Why, attempts: u32, took: Duration, from: Path, to: Path) {
+        if from != to {
+            self.happened(Happening::Roam(Roam {
+                from,
+                to,
+                means: Means::NewSa,
+                took,
+            }));
+        }
+        self.happened(Happening::Reconnect(Reconnect { why, attempts, took }));
+        self.announce();
+    }
+
+    /// The SA is gone. The tunnel device, its addresses and routes stay, so that nothing goes beside it meanwhile.
+    fn fall(&mut self, up: Box<Up>, failure: Failure, now: Instant) {
+        if let Some(established) = up.sa.established() {
+            crate::ike::add_traffic(&mut self.shown.traffic, established.traffic());
+        }
+        if !up.applied {
+            // The machine never used it: the attempt has failed.
+            self.phase = Phase::Up(up);
+            return self.leave(Some(failure), None, now);
+        }
+        let (mut cx, events) = self.io.split(now);
+        let lost = Lost::new(*up, failure, events, &mut cx);
+        self.shown.since = Some(self.io.unix(now));
+        self.phase = Phase::Lost(Box::new(lost));
+        self.announce();
+        self.settle(now);
+    }
+}
+
+pub(super) fn tunnel_config(
+    config: &SaConfig,
+    established: &Established,
+    path_mtu: Option<u16>,
+) -> TunnelConfig {
+    let profile = &config.profile;
+    let network = &established.network;
+    let outer_v6 = established.path().remote.is_ipv6();
+    let computed = esp::inner_mtu(
+        path_mtu.unwrap_or(DEFAULT_MTU),
+        outer_v6,
+        established.child_suite.cipher,
+    );
+    TunnelConfig {
+        addresses: network.assigned.addresses.clone(),
+        routes: network.routes.clone(),
+        excluded: profile.child.exclude.clone(),
+        refused: network.refused.clone(),
+        dns: network.dns(profile),
+        mtu: profile.network.mtu.unwrap_or(computed),
+    }
+}
+
+impl Up {
+    /// What a tunnel that is lost keeps.
+    pub(super) fn into_parts(self) -> (Arc<SaConfig>, TunnelConfig, Bound, Option<Box<Beside>>, bool) {
+        let offline = self.is_offline();
+        (self.config, self.tunnel, self.bound, self.beside, offline)
+    }
+}
+
+impl Beside {
+    pub(super) fn into_attempt(self) -> (Why, Instant, u32, Option<Attempt>, VecDeque<News>) {
+        (self.why, self.began, self.failures, self.attempt, self.news)
+    }
+}
