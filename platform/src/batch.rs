@@ -80,12 +80,6 @@ impl<A: Copy> Batch<A> {
             Some((about, packet))
         })
     }
-
-    /// What is known about the packet after the first `skip` ones.
-    #[must_use]
-    pub fn about(&self, skip: usize) -> Option<A> {
-        self.entries.get(skip).map(|&(_, about)| about)
-    }
 }
 
 impl<A: Copy> Default for Batch<A> {
@@ -113,7 +107,6 @@ mod tests {
             back,
             [(1, b"one".to_vec()), (2, b"".to_vec()), (3, b"three".to_vec())]
         );
-        assert_eq!(batch.about(1), Some(2));
         batch.clear();
         assert_eq!(batch.packets().count(), 0);
     }

@@ -17,6 +17,9 @@ pub trait Clock {
     /// The wall clock's time.
     fn unix_time(&self) -> UnixTime;
 
+    /// How long the machine has slept, from some beginning on: only its growth means something.
+    fn slept(&self) -> Duration;
+
     /// A new alarm that is not set.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The loop that moves bytes and events between [`Client`] and [`Host`]. It decides nothing.
 
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use peregrine_core::client::Client;
 use peregrine_core::command::{
-    Answer, Ask, Bound, Command, Event, Happening, HostFault, Path, Sink, State, Status, Traffic, Transmit,
+    Answer, Ask, Bound, Command, Event, Happening, HostFault, Path, State, Status, Traffic, Transmit,
 };
 use peregrine_core::esp::clamp_mss;
 use peregrine_core::plan::Plan;
@@ -19,13 +19,23 @@ use tokio::sync::mpsc;
 
 use crate::batch::Batch;
 use crate::clock::{self, Alarm as _};
-use crate::host::{Applied, Host, Socket, Tun};
+use crate::host::{Applied, Change, Changes, Host, Tun};
+use crate::links::Links;
 
 /// How long the end may take: the client waits two seconds for the gateway, and the host needs its time too.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The shortest time between two [`Notice::Traffic`].
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// An alarm that is this late, or a sleep of this length, means that the world went on without us.
+const AWAY: Duration = Duration::from_secs(1);
+
+/// The shortest time between two suspicions, from errors of sockets alone, that networks have changed.
+const DOUBT_EVERY: Duration = Duration::from_secs(1);
+
+/// The shortest time between two repairs of what somebody else does to the machine again and again.
+const REPAIR_EVERY: Duration = Duration::from_secs(15);
 
 /// What the driver tells whoever runs it.
 #[derive(Clone, Debug)]
@@ -55,38 +65,44 @@ pub async fn run<H: Host>(
     host.apply(Plan::default()).await?;
     let client = Client::new(clock::seed()?, host.now(), host.unix_time());
     let mut alarm = host.alarm()?;
+    let mut changes = host.changes().map_or_else(
+        |fault| {
+            tracing::warn!(%fault, "a change of networks is noticed only when nothing gets through");
+            None
+        },
+        Some,
+    );
     let mut driver = Driver::new(host, client, notices);
 
-    let mut inbound = [Batch::new(), Batch::new()];
+    let mut inbound = Batch::new();
     let mut outbound = Batch::new();
     let mut report = pin!(tokio::time::sleep(Duration::ZERO));
     let mut report_is_due = false;
     let mut end_by = None;
     while end_by.is_none() || !driver.is_at_rest() {
         let next = driver.client.poll_timeout().map(|(at, _)| at);
-        alarm.set(next.into_iter().chain(end_by).min());
+        let due = next.into_iter().chain(end_by).chain(driver.repair_at).min();
+        alarm.set(due);
 
         let Driver {
             links,
             tun,
             plans,
             answers,
-            outbox,
             notices,
             unsent,
             ..
         } = &mut driver;
-        let [inbound_v4, inbound_v6] = &mut inbound;
+        let has_room = links.has_room();
         let wake = tokio::select! {
-            received = receive(links.v4.as_ref(), inbound_v4) => Wake::Datagrams(received),
-            received = receive(links.v6.as_ref(), inbound_v6) => Wake::Datagrams(received),
+            () = poll_fn(|cx| links.poll(cx, &mut inbound)) => Wake::Sockets,
             // While sealed packets wait for room, the next ones wait in the device's queue.
-            read = read(tun.as_ref(), &mut outbound), if outbox.is_empty() => Wake::Packets(read),
-            () = writable(outbox.next().and_then(|to| links.to(to))), if !outbox.is_empty() => Wake::Room,
+            read = read(tun.as_ref(), &mut outbound), if has_room => Wake::Packets(read),
             applied = finish(&mut plans.running) => Wake::Applied(applied),
             Some(answer) = answers.next() => Wake::Answer(answer),
             command = commands.recv(), if end_by.is_none() => Wake::Command(command),
             () = alarm.ring() => Wake::Time,
+            change = next_change(changes.as_mut()) => Wake::Change(change),
             Ok(room) = notices.reserve(), if unsent.is_some() => {
                 if let Some(status) = unsent.take() {
                     room.send(Notice::Status(status));
@@ -97,19 +113,16 @@ pub async fn run<H: Host>(
         };
         let now = driver.host.now();
         // Where everything that can be read at once was read, there may be more.
-        let flooded = outbound.room().is_none() || inbound.iter_mut().any(|batch| batch.room().is_none());
+        let flooded = outbound.room().is_none() || inbound.room().is_none();
+        // Before anything else, so that no peer is given up for its silence while we were away.
+        driver.look_away(due, now);
         match wake {
-            Wake::Datagrams(received) => {
-                if let Err(error) = received {
-                    tracing::debug!(%error, "a socket reports");
-                }
-                for batch in &mut inbound {
-                    driver.open(batch, now);
-                }
-            }
+            Wake::Sockets => driver.open(&mut inbound, now),
             Wake::Packets(Ok(())) => driver.seal(&mut outbound, now),
             Wake::Packets(Err(error)) => driver.lose_tun(&error),
-            Wake::Room => {}
+            Wake::Change(Change::Networks) => driver.client.handle_network(now),
+            Wake::Change(Change::Woke) => driver.wake(now),
+            Wake::Change(Change::Plan) => driver.repair_soon(now),
             Wake::Applied(result) => driver.applied(result, now),
             Wake::Answer(answer) => driver.client.handle_answer(answer, now),
             Wake::Command(Some(command)) => driver.client.handle_command(command, now),
@@ -117,7 +130,10 @@ pub async fn run<H: Host>(
                 end_by = Some(now + END_PATIENCE);
                 driver.client.handle_command(Command::Disconnect, now);
             }
-            Wake::Time => driver.client.handle_timeout(now),
+            Wake::Time => {
+                driver.repair(now);
+                driver.client.handle_timeout(now);
+            }
             Wake::Report => {
                 report_is_due = false;
                 driver.report();
@@ -128,6 +144,7 @@ pub async fn run<H: Host>(
             report.as_mut().reset(tokio::time::Instant::now() + REPORT_EVERY);
         }
         driver.drain(now);
+        driver.look_at_doubt(now);
         if end_by.is_some_and(|end_by| now >= end_by) {
             tracing::warn!("the connection did not end in time");
             break;
@@ -143,10 +160,10 @@ pub async fn run<H: Host>(
 
 /// What happened.
 enum Wake<T> {
-    Datagrams(io::Result<()>),
+    /// Datagrams came in, or there may be room to send again.
+    Sockets,
     Packets(io::Result<()>),
-    /// There may be room to send again.
-    Room,
+    Change(Change),
     Applied(Result<Applied<T>, HostFault>),
     Answer(Answer),
     Command(Option<Command>),
@@ -165,7 +182,15 @@ struct Driver<'h, H: Host> {
     /// The last plan could not be applied; something of ours may be left.
     failed: bool,
     answers: FuturesUnordered<Pending<Answer>>,
-    outbox: Outbox,
+    /// How long the machine had slept when we looked last.
+    slept: Duration,
+    /// When we last noticed that the world had gone on without us.
+    woken: Option<Instant>,
+    /// When an error of a socket last made us look for other ways.
+    doubted: Option<Instant>,
+    /// When the plan was last applied again because of somebody else, and when it shall be.
+    repaired: Option<Instant>,
+    repair_at: Option<Instant>,
     notices: mpsc::Sender<Notice>,
     /// The latest status, when there was no room for it.
     unsent: Option<Box<Status>>,
@@ -180,7 +205,7 @@ impl<'h, H: Host> Driver<'h, H> {
         Self {
             host,
             client,
-            links: Links { v4: None, v6: None },
+            links: Links::new(),
             tun: None,
             plans: Plans {
                 wanted: Plan::default(),
@@ -189,7 +214,11 @@ impl<'h, H: Host> Driver<'h, H> {
             },
             failed: false,
             answers: FuturesUnordered::new(),
-            outbox: Outbox::new(),
+            slept: host.slept(),
+            woken: None,
+            doubted: None,
+            repaired: None,
+            repair_at: None,
             notices,
             unsent: None,
             state: State::Idle,
@@ -204,15 +233,8 @@ impl<'h, H: Host> Driver<'h, H> {
     }
 
     /// Datagrams came in.
-    fn open(&mut self, batch: &mut Batch<SocketAddr>, now: Instant) {
-        for (source, datagram) in batch.packets() {
-            let Some(link) = self.links.to(source) else {
-                continue;
-            };
-            let path = Path {
-                local: link.local(source),
-                remote: source,
-            };
+    fn open(&mut self, batch: &mut Batch<Path>, now: Instant) {
+        for (path, datagram) in batch.packets() {
             let Some(packet) = self.client.handle_datagram(path, datagram, now) else {
                 continue;
             };
@@ -233,7 +255,7 @@ impl<'h, H: Host> Driver<'h, H> {
         if let Some(mtu) = self.plans.mtu() {
             for ((), packet) in batch.packets() {
                 clamp_mss(packet, mtu);
-                self.client.handle_packet(packet, &mut self.outbox, now);
+                self.client.handle_packet(packet, &mut self.links, now);
             }
             self.moved = true;
         }
@@ -249,6 +271,63 @@ impl<'h, H: Host> Driver<'h, H> {
         tracing::warn!(%error, "the tunnel device is gone");
         let wanted = self.plans.wanted.clone();
         self.plans.ask(self.host, wanted);
+    }
+
+    /// Notices that the machine slept, or that this process was stopped: then an alarm rings long after its time.
+    fn look_away(&mut self, due: Option<Instant>, now: Instant) {
+        let slept = self.host.slept();
+        let has_slept = slept.saturating_sub(self.slept) >= AWAY;
+        let is_late = due.is_some_and(|due| now.since(due) >= AWAY);
+        if has_slept || is_late {
+            self.wake(now);
+        }
+    }
+
+    /// The world went on without us. More than one thing may tell so.
+    fn wake(&mut self, now: Instant) {
+        self.slept = self.host.slept();
+        if self.woken.is_some_and(|last| now.since(last) < AWAY) {
+            return;
+        }
+        tracing::debug!("woken");
+        self.woken = Some(now);
+        self.client.handle_network(now);
+    }
+
+    /// Looks for other ways when a socket said that its own may be gone.
+    fn look_at_doubt(&mut self, now: Instant) {
+        let is_soon = self.doubted.is_some_and(|last| now.since(last) < DOUBT_EVERY);
+        if self.links.take_doubt() && !is_soon {
+            self.doubted = Some(now);
+            self.client.handle_network(now);
+            self.drain(now);
+        }
+    }
+
+    /// Somebody else changed what the plan put on the machine.
+    fn repair_soon(&mut self, now: Instant) {
+        if self.plans.wanted.tunnel.is_none() {
+            return;
+        }
+        let earliest = self.repaired.map_or(now, |last| last + REPAIR_EVERY);
+        self.repair_at = Some(earliest.max(now));
+        self.repair(now);
+    }
+
+    /// Makes the machine equal to the plan again, when it is time to.
+    fn repair(&mut self, now: Instant) {
+        if self.repair_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.repair_at = None;
+        if self.plans.wanted.tunnel.is_some() {
+            tracing::warn!(
+                "somebody changed the tunnel's device, routes, rules or name servers; putting them back"
+            );
+            self.repaired = Some(now);
+            let wanted = self.plans.wanted.clone();
+            self.plans.ask(self.host, wanted);
+        }
     }
 
     /// A plan was applied, or could not be.
@@ -287,9 +366,9 @@ impl<'h, H: Host> Driver<'h, H> {
             };
             self.act(event, now);
         }
-        self.outbox.flush(&self.links);
+        self.links.flush();
         if self.state == State::Idle {
-            self.links = Links { v4: None, v6: None };
+            self.links.clear();
         }
     }
 
@@ -314,6 +393,7 @@ impl<'h, H: Host> Driver<'h, H> {
             Event::Happened(happening) => {
                 let _not_read = self.notices.try_send(Notice::Happened(happening));
             }
+            Event::Release(local) => self.links.release(local),
             Event::Status(status) => {
                 self.state = status.state;
                 // An earlier one that still waits is overtaken: each says everything.
@@ -327,28 +407,24 @@ impl<'h, H: Host> Driver<'h, H> {
         }
     }
 
-    /// The socket of `remote`'s address family, which one is made for if there is none yet.
+    /// The socket on the way to `remote`, which is opened if there is none yet.
     fn bind(&mut self, remote: SocketAddr) -> Result<Bound, HostFault> {
-        let place = self.links.place(remote);
-        let link = match place {
-            Some(link) => link,
-            None => place.insert(Link {
-                socket: self.host.open(remote)?,
-                ways: Vec::new(),
-            }),
+        let way = self.host.way(remote)?;
+        let local = match self.links.on(&way) {
+            Some(local) => local,
+            None => self.links.add(self.host.open(&way)?, &way),
         };
-        let bound = self.host.way(&link.socket, remote)?;
-        link.ways.retain(|way| way.remote.ip() != remote.ip());
-        link.ways.push(bound.path);
-        Ok(bound)
+        Ok(Bound {
+            path: Path { local, remote },
+            mtu: way.mtu,
+            interface: way.interface.map(|interface| interface.name),
+        })
     }
 
     fn queue(&mut self, transmit: &Transmit) {
-        if !self.outbox.push(transmit) {
-            self.outbox.flush(&self.links);
-            if !self.outbox.push(transmit) {
-                tracing::debug!(to = %transmit.path.remote, "no room to send; it will be sent again");
-            }
+        if !self.links.queue(transmit) {
+            let Path { local, remote } = transmit.path;
+            tracing::debug!(%local, %remote, "no socket with room to send; it will be sent again");
         }
     }
 
@@ -409,119 +485,6 @@ impl<T> Plans<T> {
     }
 }
 
-/// One socket for each address family.
-struct Links<S> {
-    v4: Option<Link<S>>,
-    v6: Option<Link<S>>,
-}
-
-impl<S> Links<S> {
-    fn place(&mut self, remote: SocketAddr) -> &mut Option<Link<S>> {
-        match remote {
-            SocketAddr::V4(_) => &mut self.v4,
-            SocketAddr::V6(_) => &mut self.v6,
-        }
-    }
-
-    fn to(&self, remote: SocketAddr) -> Option<&Link<S>> {
-        match remote {
-            SocketAddr::V4(_) => self.v4.as_ref(),
-            SocketAddr::V6(_) => self.v6.as_ref(),
-        }
-    }
-}
-
-/// A socket and the ways that it was asked for: a few at most.
-struct Link<S> {
-    socket: S,
-    ways: Vec<Path>,
-}
-
-impl<S> Link<S> {
-    /// The socket's own address as `remote` sees it.
-    fn local(&self, remote: SocketAddr) -> SocketAddr {
-        let way = self
-            .ways
-            .iter()
-            .find(|way| way.remote.ip() == remote.ip())
-            .or_else(|| self.ways.last());
-        way.map_or(remote, |way| way.local)
-    }
-}
-
-/// Datagrams that wait to be sent.
-struct Outbox {
-    batch: Batch<SocketAddr>,
-    sent: usize,
-    reserved_for: Option<SocketAddr>,
-}
-
-impl Outbox {
-    fn new() -> Self {
-        Self {
-            batch: Batch::for_sealed(),
-            sent: 0,
-            reserved_for: None,
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.batch.is_empty()
-    }
-
-    /// Where the first of them goes.
-    fn next(&self) -> Option<SocketAddr> {
-        self.batch.about(self.sent)
-    }
-
-    /// Adds a datagram; whether there was room for it.
-    fn push(&mut self, transmit: &Transmit) -> bool {
-        match self.reserve(transmit.path, transmit.payload.len()) {
-            None => false,
-            Some(room) => {
-                room.copy_from_slice(&transmit.payload);
-                self.commit(transmit.payload.len());
-                true
-            }
-        }
-    }
-
-    /// Sends as many as there is room for.
-    fn flush<S: Socket>(&mut self, links: &Links<S>) {
-        for (to, datagram) in self.batch.packets().skip(self.sent) {
-            let sent = links.to(to).map_or(Ok(()), |link| link.socket.send(to, datagram));
-            match sent {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => tracing::debug!(%to, %error, "a datagram was not sent"),
-                Ok(()) => {}
-            }
-            self.sent += 1;
-        }
-        self.batch.clear();
-        self.sent = 0;
-    }
-}
-
-impl Sink for Outbox {
-    fn reserve(&mut self, path: Path, len: usize) -> Option<&mut [u8]> {
-        self.reserved_for = Some(path.remote);
-        self.batch.room()?.get_mut(..len)
-    }
-
-    fn commit(&mut self, len: usize) {
-        if let Some(remote) = self.reserved_for.take() {
-            self.batch.push(len, remote);
-        }
-    }
-}
-
-async fn receive<S: Socket>(link: Option<&Link<S>>, batch: &mut Batch<SocketAddr>) -> io::Result<()> {
-    match link {
-        Some(link) => link.socket.recv(batch).await,
-        None => pending().await,
-    }
-}
-
 async fn read<T: Tun>(tun: Option<&T>, batch: &mut Batch<()>) -> io::Result<()> {
     match tun {
         Some(tun) => tun.recv(batch).await,
@@ -529,12 +492,10 @@ async fn read<T: Tun>(tun: Option<&T>, batch: &mut Batch<()>) -> io::Result<()> 
     }
 }
 
-async fn writable<S: Socket>(link: Option<&Link<S>>) {
-    // Without a socket there is nothing to wait for: the next flush drops what was meant for it.
-    if let Some(link) = link
-        && let Err(error) = link.socket.writable().await
-    {
-        tracing::debug!(%error, "a socket reports");
+async fn next_change(changes: Option<&mut impl Changes>) -> Change {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => pending().await,
     }
 }
 

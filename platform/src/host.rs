@@ -3,14 +3,16 @@
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::task::{Context, Poll};
 
-use peregrine_core::command::{Bound, HostFault};
+use peregrine_core::command::{HostFault, Path};
 use peregrine_core::plan::Plan;
 
 use crate::batch::Batch;
 use crate::clock::Clock;
 
-/// An operating system: it makes the machine equal to a plan, opens sockets, resolves names, and knows the time.
+/// An operating system: it makes the machine equal to a plan, opens sockets, resolves names, tells of changes, and
+/// knows the time.
 ///
 /// The futures borrow nothing and may be dropped. Work that was begun for a dropped future of [`Self::apply`] is
 /// still brought to its end, before any later plan is looked at.
@@ -19,27 +21,84 @@ pub trait Host: Clock {
     type Tun: Tun + 'static;
     /// A UDP socket.
     type Socket: Socket;
+    /// What tells of changes.
+    type Changes: Changes;
 
-    /// Makes the machine equal to `plan`, whatever was there before. Idempotent. When it fails, everything of ours
-    /// has been taken back as far as the machine allows, what an earlier plan had put there included.
+    /// Makes the machine equal to `plan`, whatever was there before. Idempotent; from one plan with a tunnel to the
+    /// next the device stays, and there is no moment in which what both lead into the tunnel has no route. When it
+    /// fails, everything of ours has been taken back as far as the machine allows, what an earlier plan had put there
+    /// included.
     ///
     /// The first plan also puts back what a crashed run left behind.
     fn apply(&self, plan: Plan) -> impl Future<Output = Result<Applied<Self::Tun>, HostFault>> + 'static;
 
-    /// An unconnected UDP socket of `remote`'s address family that is never routed into our own tunnel.
+    /// How a datagram of ours to `remote` would travel now, were the tunnel not there.
     ///
     /// # Errors
-    /// The operating system refuses it; `permission` when for want of a privilege.
-    fn open(&self, remote: SocketAddr) -> Result<Self::Socket, HostFault>;
+    /// There is no route to `remote`; `permission` when a privilege for asking is missing.
+    fn way(&self, remote: SocketAddr) -> Result<Way, HostFault>;
 
-    /// How a datagram from `socket` to `remote` would travel now.
+    /// An unconnected UDP socket that sends from `way`'s address by `way`'s interface, whatever is routed elsewhere
+    /// later, and never into our own tunnel.
     ///
     /// # Errors
-    /// There is no route to `remote`.
-    fn way(&self, socket: &Self::Socket, remote: SocketAddr) -> Result<Bound, HostFault>;
+    /// The way is gone already, or the operating system refuses it; `permission` when for want of a privilege.
+    fn open(&self, way: &Way) -> Result<Self::Socket, HostFault>;
 
-    /// The addresses of a host name, on the physical network; empty when it has none.
+    /// The addresses of a host name, on the physical network and never through the tunnel; empty when it has none.
+    /// Ends within seconds.
     fn resolve(&self, name: String) -> impl Future<Output = Result<Vec<IpAddr>, HostFault>> + 'static;
+
+    /// What tells of changes from now on.
+    ///
+    /// # Errors
+    /// The operating system tells of none.
+    fn changes(&self) -> Result<Self::Changes, HostFault>;
+}
+
+/// How datagrams to one address travel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Our own address.
+    pub source: IpAddr,
+    /// The physical interface that the way begins with, where the operating system tells.
+    pub interface: Option<Interface>,
+    /// The largest IP datagram that the way is known to carry, in octets.
+    pub mtu: Option<u16>,
+}
+
+impl Way {
+    /// The physical interface's index.
+    #[must_use]
+    pub fn index(&self) -> Option<u32> {
+        self.interface.as_ref().map(|interface| interface.index)
+    }
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The operating system's number for it; one that is made anew gets another.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// What is not as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The way to a gateway may be another, or lead into another network.
+    Networks,
+    /// The machine slept, and woke.
+    Woke,
+    /// Somebody else changed what the last plan put on the machine.
+    Plan,
+}
+
+/// Tells of changes, those that come together as one.
+pub trait Changes {
+    /// Waits for the next change. Dropping the future loses none.
+    fn next(&mut self) -> impl Future<Output = Change>;
 }
 
 /// What the machine is after a plan was applied.
@@ -68,24 +127,29 @@ pub trait Tun {
     fn send(&self, packet: &[u8]) -> io::Result<()>;
 }
 
-/// An unconnected UDP socket.
+/// An unconnected UDP socket. It is polled and not awaited because there are several, and one task waits for all.
 pub trait Socket {
-    /// Waits until datagrams are there, and adds to `batch` those that are there now and find room, each with its
-    /// source. Dropping the future loses no datagram.
+    /// The socket's own address and port.
+    fn local(&self) -> SocketAddr;
+
+    /// Adds to `batch` the datagrams that are there now and find room, each with its path; pending when there are
+    /// none, or no room.
     ///
     /// # Errors
-    /// The operating system's own; they are reports about the network, and the socket stays usable.
-    fn recv(&self, batch: &mut Batch<SocketAddr>) -> impl Future<Output = io::Result<()>>;
+    /// The operating system's own; they are reports about the network, and the socket stays usable. What was read
+    /// before the error is in `batch`.
+    fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<io::Result<()>>;
 
     /// Sends one datagram, at once or not at all.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room now; anything else is a report about the network.
+    /// `WouldBlock` when there is no room now; anything else is a report about the network. An interface that is gone
+    /// is `NetworkDown`.
     fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()>;
 
-    /// Waits until there may be room to send. Dropping the future loses nothing.
+    /// Ready when there may be room to send.
     ///
     /// # Errors
     /// The socket is gone.
-    fn writable(&self) -> impl Future<Output = io::Result<()>>;
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }

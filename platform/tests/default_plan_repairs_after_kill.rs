@@ -24,8 +24,7 @@ fn victim() {
     common::block_on(async {
         let host = LinuxHost::new(config_in(root)).unwrap();
         let gateway = "192.0.2.1:500".parse().unwrap();
-        let socket = host.open(gateway).unwrap();
-        host.way(&socket, gateway).unwrap();
+        host.way(gateway).unwrap();
         let _tun = host.apply(full_plan()).await.unwrap();
         fs::write(root.join(format!("up-{}", std::process::id())), "").unwrap();
         std::future::pending::<()>().await;

@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 
 use common::{Files, full_plan, in_namespace, plan, run, snapshot};
@@ -94,7 +95,7 @@ fn without_the_privilege_it_says_so() {
             fault.permission && fault.action.contains("tunnel device"),
             "{fault}"
         );
-        let fault = host.open("192.0.2.1:500".parse().unwrap()).unwrap_err();
+        let fault = host.way("192.0.2.1:500".parse().unwrap()).unwrap_err();
         assert!(fault.permission, "{fault}");
         host.apply(Plan::default()).await.unwrap();
         assert_eq!(snapshot(), before);
@@ -107,9 +108,8 @@ fn no_way_to_the_gateway() {
         let files = Files::new();
         let host = files.host();
         for gateway in ["192.0.2.1:500", "[2001:db8::1]:500"] {
-            let gateway = gateway.parse().unwrap();
-            let socket = host.open(gateway).unwrap();
-            let fault = host.way(&socket, gateway).unwrap_err();
+            let gateway: SocketAddr = gateway.parse().unwrap();
+            let fault = host.way(gateway).unwrap_err();
             assert_eq!(fault.reason, "Network is unreachable");
             assert!(
                 fault.action.contains(&gateway.ip().to_string()) && !fault.permission,

@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use common::{Files, Namespace, full_plan, run};
 use peregrine_core::plan::Plan;
 use peregrine_platform::batch::Batch;
-use peregrine_platform::host::{Host as _, Tun};
+use peregrine_platform::host::{Host as _, Socket as _, Tun};
 
 const GATEWAYS: [&str; 2] = ["198.51.100.1:4500", "[2001:db8:2::1]:4500"];
 
@@ -57,12 +58,13 @@ async fn echo(socket: &impl peregrine_platform::host::Socket, gateway: SocketAdd
     let mut batch = Batch::new();
     for _ in 0..5 {
         socket.send(gateway, words.as_bytes()).unwrap();
-        if tokio::time::timeout(Duration::from_secs(1), socket.recv(&mut batch))
+        let receiving = poll_fn(|cx| socket.poll_recv(cx, &mut batch));
+        if tokio::time::timeout(Duration::from_secs(1), receiving)
             .await
             .is_ok()
         {
-            let (source, answer) = batch.packets().next().unwrap();
-            assert_eq!(source, gateway);
+            let (path, answer) = batch.packets().next().unwrap();
+            assert_eq!((path.local, path.remote), (socket.local(), gateway));
             return String::from_utf8(answer.to_vec()).unwrap();
         }
     }
@@ -102,26 +104,23 @@ fn marked_sockets_stay_outside_and_all_else_goes_inside() {
         let mut sockets = Vec::new();
         for gateway in GATEWAYS {
             let gateway: SocketAddr = gateway.parse().unwrap();
-            let socket = host.open(gateway).unwrap();
-            let way = host.way(&socket, gateway).unwrap();
-            assert_eq!(
-                (way.path.remote, way.mtu, way.interface.as_deref()),
-                (gateway, Some(1480), Some("uplink0"))
-            );
-            sockets.push((socket, way));
+            let way = host.way(gateway).unwrap();
+            let interface = way.interface.as_ref().map(|interface| interface.name.as_str());
+            assert_eq!((way.mtu, interface), (Some(1480), Some("uplink0")));
+            sockets.push((gateway, host.open(&way).unwrap(), way));
         }
         let tun = host.apply(full_plan()).await.unwrap().tun.unwrap();
 
-        for (socket, way) in &sockets {
-            let (gateway, local) = (way.path.remote, way.path.local);
+        for (gateway, socket, way) in &sockets {
             assert_eq!(
-                host.way(socket, gateway).unwrap(),
+                host.way(*gateway).unwrap(),
                 *way,
                 "the tunnel changes nothing about the way"
             );
+            assert_eq!(socket.local().ip(), way.source);
             assert_eq!(
-                echo(socket, gateway, "hello").await,
-                format!("hello from {}", local.ip())
+                echo(socket, *gateway, "hello").await,
+                format!("hello from {}", way.source)
             );
         }
         assert!(
@@ -130,25 +129,18 @@ fn marked_sockets_stay_outside_and_all_else_goes_inside() {
         );
 
         // Another program's packets to the same address do, with our inner address as their source.
-        for (_, way) in &sockets {
-            let other = UdpSocket::bind((
-                if way.path.remote.is_ipv4() {
-                    "0.0.0.0"
-                } else {
-                    "::"
-                },
-                0,
-            ))
-            .unwrap();
-            other.connect(way.path.remote).unwrap();
-            let inner = if way.path.remote.is_ipv4() {
+        for (gateway, _, _) in &sockets {
+            let any = if gateway.is_ipv4() { "0.0.0.0" } else { "::" };
+            let other = UdpSocket::bind((any, 0)).unwrap();
+            other.connect(gateway).unwrap();
+            let inner = if gateway.is_ipv4() {
                 "10.3.0.1"
             } else {
                 "fd00:3::1"
             };
             assert_eq!(other.local_addr().unwrap().ip().to_string(), inner);
             other.send(b"hello").unwrap();
-            assert_eq!(destinations(&tun).await, [way.path.remote.ip().to_string()]);
+            assert_eq!(destinations(&tun).await, [gateway.ip().to_string()]);
         }
 
         drop(sockets);
@@ -193,7 +185,7 @@ fn excluded_goes_outside_and_refused_goes_nowhere() {
             config.refused.insert("::/0".parse().unwrap());
         }
         let gateway: SocketAddr = GATEWAYS[1].parse().unwrap();
-        let socket = host.open(gateway).unwrap();
+        let socket = host.open(&host.way(gateway).unwrap()).unwrap();
         let tun = host.apply(plan).await.unwrap().tun.unwrap();
         assert!(run("ip route get 192.0.2.77").contains("dev uplink0"));
         assert!(run("ip route get 192.0.3.77").contains("dev peregrine0"));

@@ -3,19 +3,20 @@
 //! Its clock is the runtime's, so under a paused runtime all of it runs in virtual time.
 
 use std::cell::{RefCell, RefMut};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, pending};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use peregrine_core::command::{Bound, HostFault, Path};
+use peregrine_core::command::{HostFault, Path};
 use peregrine_core::plan::Plan;
 use peregrine_core::timer::{Instant, UnixTime};
 use peregrine_platform::batch::Batch;
 use peregrine_platform::clock::{self, Clock};
-use peregrine_platform::host::{self, Applied, Host};
+use peregrine_platform::host::{self, Applied, Change, Host, Interface, Way};
 use tokio::sync::Notify;
 
 use crate::gateway::{Gateway, Outgoing};
@@ -35,6 +36,18 @@ pub struct Machine {
     pub repair_fault: Option<HostFault>,
     /// How many more datagrams the sockets take before they are full.
     pub room: usize,
+    /// Sockets that are full whatever room there is, by their addresses.
+    pub stuck: Vec<SocketAddr>,
+    /// What the sockets with these addresses fail with.
+    pub broken: BTreeMap<SocketAddr, io::ErrorKind>,
+    /// The way to IPv4 addresses and to IPv6 addresses, while there is one.
+    pub ways: [Option<Way>; 2],
+    /// The addresses of names.
+    pub names: BTreeMap<String, Vec<IpAddr>>,
+    /// The sockets that are open.
+    pub sockets: Vec<SocketAddr>,
+    /// Every datagram of the client's: from which socket and whither.
+    pub sent: Vec<Path>,
     /// How many devices were made.
     pub devices: usize,
     /// Inner packets that reached this machine.
@@ -43,8 +56,27 @@ pub struct Machine {
     pub device_queue: VecDeque<Vec<u8>>,
     /// There is a device, and this is its number.
     device: Option<usize>,
-    sockets: usize,
-    inbox: VecDeque<(SocketAddr, Vec<u8>)>,
+    ports: u16,
+    inbox: VecDeque<(Path, Vec<u8>)>,
+    changes: VecDeque<Change>,
+    /// How far the clock has run ahead of the runtime's.
+    ahead: Duration,
+    /// How much of that was sleep.
+    slept: Duration,
+    waiting: Vec<Waker>,
+}
+
+/// A way from this address by the interface with this number.
+#[must_use]
+pub fn way(source: &str, index: u32) -> Way {
+    Way {
+        source: source.parse().expect("an address"),
+        interface: Some(Interface {
+            index,
+            name: format!("eth{index}"),
+        }),
+        mtu: Some(1500),
+    }
 }
 
 /// The host.
@@ -66,12 +98,22 @@ impl FakeHost {
             apply_fault: None,
             repair_fault: None,
             room: usize::MAX,
+            stuck: Vec::new(),
+            broken: BTreeMap::new(),
+            ways: [Some(way("10.0.0.2", 0)), None],
+            names: BTreeMap::new(),
+            sockets: Vec::new(),
+            sent: Vec::new(),
             devices: 0,
             received: Vec::new(),
             device_queue: VecDeque::new(),
             device: None,
-            sockets: 0,
+            ports: 40_000,
             inbox: VecDeque::new(),
+            changes: VecDeque::new(),
+            ahead: Duration::ZERO,
+            slept: Duration::ZERO,
+            waiting: Vec::new(),
         };
         Self {
             machine: Rc::new(RefCell::new(machine)),
@@ -89,7 +131,31 @@ impl FakeHost {
     /// A program on this machine sends a packet into the tunnel.
     pub fn send(&self, packet: Vec<u8>) {
         self.machine().device_queue.push_back(packet);
+        self.notify();
+    }
+
+    /// Something changes on this machine.
+    pub fn change(&self, change: Change) {
+        self.machine().changes.push_back(change);
+        self.notify();
+    }
+
+    /// The machine sleeps for this long, and nothing of it runs.
+    pub fn sleep(&self, span: Duration) {
+        self.machine().slept += span;
+        self.stop(span);
+    }
+
+    /// The driver's process is stopped for this long.
+    pub fn stop(&self, span: Duration) {
+        self.machine().ahead += span;
+        self.notify();
+    }
+
+    fn notify(&self) {
         self.changed.notify_waiters();
+        let waiting = std::mem::take(&mut self.machine().waiting);
+        waiting.into_iter().for_each(Waker::wake);
     }
 
     /// Lets the gateway do something of its own.
@@ -102,19 +168,19 @@ impl FakeHost {
     /// Gives the sockets room for this many datagrams more.
     pub fn make_room(&self, datagrams: usize) {
         self.machine().room = datagrams;
-        self.changed.notify_waiters();
+        self.notify();
     }
 
     /// Somebody deletes the device.
     pub fn delete_device(&self) {
         self.machine().device = None;
-        self.changed.notify_waiters();
+        self.notify();
     }
 
     /// How many sockets are open.
     #[must_use]
     pub fn sockets(&self) -> usize {
-        self.machine().sockets
+        self.machine().sockets.len()
     }
 
     /// Waits until `condition` holds, for a minute of virtual time at most; whether it does.
@@ -129,9 +195,16 @@ impl FakeHost {
     }
 
     fn deliver(&self, sent: Vec<Outgoing>) {
-        let inbox = sent.into_iter().map(|(path, datagram)| (path.local, datagram));
+        // As the gateway has them, the ends are the other way round.
+        let inbox = sent.into_iter().map(|(path, datagram)| {
+            let path = Path {
+                local: path.remote,
+                remote: path.local,
+            };
+            (path, datagram)
+        });
         self.machine().inbox.extend(inbox);
-        self.changed.notify_waiters();
+        self.notify();
     }
 
     /// Waits until `take` takes something from the machine.
@@ -150,24 +223,28 @@ impl Clock for FakeHost {
     type Alarm = Alarm;
 
     fn now(&self) -> Instant {
-        Instant::new(self.began.elapsed())
+        Instant::new(self.began.elapsed() + self.machine().ahead)
     }
 
     fn unix_time(&self) -> UnixTime {
-        UnixTime(BEGINNING.0 + self.began.elapsed())
+        UnixTime(BEGINNING.0 + self.now().since_origin())
+    }
+
+    fn slept(&self) -> Duration {
+        self.machine().slept
     }
 
     fn alarm(&self) -> Result<Alarm, HostFault> {
         Ok(Alarm {
-            began: self.began,
+            host: self.clone(),
             at: None,
         })
     }
 }
 
-/// The runtime's timer.
+/// The runtime's timer, as far as the clock goes with it.
 pub struct Alarm {
-    began: tokio::time::Instant,
+    host: FakeHost,
     at: Option<Instant>,
 }
 
@@ -177,9 +254,19 @@ impl clock::Alarm for Alarm {
     }
 
     async fn ring(&mut self) {
-        match self.at {
-            Some(at) => tokio::time::sleep_until(self.began + at.since_origin()).await,
-            None => pending().await,
+        let Some(at) = self.at else {
+            return pending().await;
+        };
+        loop {
+            let jumped = self.host.changed.notified();
+            let rest = at.since(self.host.now());
+            if rest.is_zero() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                () = jumped => {}
+            }
         }
     }
 }
@@ -187,6 +274,7 @@ impl clock::Alarm for Alarm {
 impl Host for FakeHost {
     type Tun = Device;
     type Socket = Socket;
+    type Changes = Changes;
 
     fn apply(&self, plan: Plan) -> impl Future<Output = Result<Applied<Device>, HostFault>> + 'static {
         let host = self.clone();
@@ -227,25 +315,43 @@ impl Host for FakeHost {
         }
     }
 
-    fn open(&self, _remote: SocketAddr) -> Result<Socket, HostFault> {
-        self.machine().sockets += 1;
-        Ok(Socket { host: self.clone() })
-    }
-
-    fn way(&self, _socket: &Socket, remote: SocketAddr) -> Result<Bound, HostFault> {
-        let path = Path {
-            local: ([10, 0, 0, 2], 40_000).into(),
-            remote,
-        };
-        Ok(Bound {
-            path,
-            mtu: Some(1500),
-            interface: Some("eth0".to_owned()),
+    fn open(&self, way: &Way) -> Result<Socket, HostFault> {
+        let machine = &mut *self.machine();
+        let local = SocketAddr::new(way.source, machine.ports);
+        machine.ports += 1;
+        machine.sockets.push(local);
+        Ok(Socket {
+            host: self.clone(),
+            local,
         })
     }
 
-    fn resolve(&self, _name: String) -> impl Future<Output = Result<Vec<IpAddr>, HostFault>> + 'static {
-        std::future::ready(Ok(Vec::new()))
+    fn way(&self, remote: SocketAddr) -> Result<Way, HostFault> {
+        let [v4, v6] = &self.machine().ways;
+        let way = if remote.is_ipv4() { v4 } else { v6 };
+        way.clone().ok_or_else(|| HostFault {
+            action: format!("find a way to {}", remote.ip()),
+            reason: "Network is unreachable".to_owned(),
+            permission: false,
+        })
+    }
+
+    fn resolve(&self, name: String) -> impl Future<Output = Result<Vec<IpAddr>, HostFault>> + 'static {
+        let found = self.machine().names.get(&name).cloned();
+        std::future::ready(Ok(found.unwrap_or_default()))
+    }
+
+    fn changes(&self) -> Result<Changes, HostFault> {
+        Ok(Changes(self.clone()))
+    }
+}
+
+/// What tests say that changes.
+pub struct Changes(FakeHost);
+
+impl host::Changes for Changes {
+    async fn next(&mut self) -> Change {
+        self.0.wait(|machine| machine.changes.pop_front()).await
     }
 }
 
@@ -284,29 +390,46 @@ impl host::Tun for Device {
 /// A UDP socket.
 pub struct Socket {
     host: FakeHost,
+    local: SocketAddr,
 }
 
 impl host::Socket for Socket {
-    async fn recv(&self, batch: &mut Batch<SocketAddr>) -> io::Result<()> {
-        let (source, datagram) = self.host.wait(|machine| machine.inbox.pop_front()).await;
-        if let Some(room) = batch.room() {
+    fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<io::Result<()>> {
+        let machine = &mut *self.host.machine();
+        let mine = |(path, _): &(Path, Vec<u8>)| path.local == self.local;
+        let Some(index) = machine.inbox.iter().position(mine) else {
+            machine.waiting.push(cx.waker().clone());
+            return Poll::Pending;
+        };
+        if let (Some(room), Some((path, datagram))) = (batch.room(), machine.inbox.remove(index)) {
             room[..datagram.len()].copy_from_slice(&datagram);
-            batch.push(datagram.len(), source);
+            batch.push(datagram.len(), path);
         }
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 
     fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
         let now = self.host.now();
         let answers = {
             let machine = &mut *self.host.machine();
-            if machine.room == 0 {
+            if let Some(kind) = machine.broken.get(&self.local) {
+                return Err((*kind).into());
+            }
+            if machine.room == 0 || machine.stuck.contains(&self.local) {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             machine.room -= 1;
+            machine.sent.push(Path {
+                local: self.local,
+                remote,
+            });
             let path = Path {
                 local: remote,
-                remote: ([10, 0, 0, 2], 40_000).into(),
+                remote: self.local,
             };
             machine.gateway.handle(path, datagram, now)
         };
@@ -314,14 +437,18 @@ impl host::Socket for Socket {
         Ok(())
     }
 
-    async fn writable(&self) -> io::Result<()> {
-        self.host.wait(|machine| (machine.room > 0).then_some(())).await;
-        Ok(())
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let machine = &mut *self.host.machine();
+        if machine.room > 0 && !machine.stuck.contains(&self.local) {
+            return Poll::Ready(Ok(()));
+        }
+        machine.waiting.push(cx.waker().clone());
+        Poll::Pending
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.host.machine().sockets -= 1;
+        self.host.machine().sockets.retain(|local| *local != self.local);
     }
 }

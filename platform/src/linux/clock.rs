@@ -26,6 +26,13 @@ pub(super) fn now() -> Instant {
     )
 }
 
+/// How long the machine has slept since it was booted: what the one clock counts and the other does not.
+#[must_use]
+pub(super) fn slept() -> Duration {
+    let awake = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or_else(|_| Duration::MAX, Duration::from);
+    now().since_origin().saturating_sub(awake)
+}
+
 /// A `timerfd` on `CLOCK_BOOTTIME`: unlike a runtime's timers, it does not stand still while the machine sleeps.
 #[derive(Debug)]
 pub struct Alarm {

@@ -3,12 +3,10 @@
 //! Plain blocking code on a thread of its own: the steps follow each other, each is written down before it is done,
 //! and the packets do not wait for any of them.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -21,18 +19,15 @@ use super::route::{self, Place};
 use super::state::Slot;
 use super::sysctl;
 use super::tun::Device;
-use super::{Config, fault};
+use super::{Config, Shared, Tunnel, fault};
 
 /// The kernel's table of its own addresses.
 const TABLE_LOCAL: u32 = 255;
 
-/// The gateways that a socket was asked for, so that a plan knows whether it covers one.
-pub(super) type Gateways = Arc<Mutex<BTreeSet<IpAddr>>>;
-
 /// This machine, as far as one instance changes it.
 pub(super) struct Machine {
     config: Config,
-    gateways: Gateways,
+    shared: Arc<Shared>,
     netlink: Netlink,
     families: Vec<Family>,
     slot: Option<Slot>,
@@ -57,7 +52,7 @@ pub(super) struct Made {
 
 impl Machine {
     /// The machine in the network namespace of the calling thread. Changes nothing.
-    pub(super) fn new(config: Config, gateways: Gateways) -> Result<Self, HostFault> {
+    pub(super) fn new(config: Config, shared: Arc<Shared>) -> Result<Self, HostFault> {
         let netlink = Netlink::open().map_err(|error| fault("talk to the kernel about routes", error))?;
         // A kernel without IPv6 has no IPv6 that could go past the tunnel either.
         let mut families = vec![Family::V4];
@@ -66,7 +61,7 @@ impl Machine {
         }
         Ok(Self {
             config,
-            gateways,
+            shared,
             netlink,
             families,
             slot: None,
@@ -174,30 +169,20 @@ impl Machine {
                 .map_err(|error| fault(format!("remove the address {address}"), error))?;
         }
 
-        let gateways = self
-            .gateways
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        if gateways
-            .iter()
-            .any(|gateway| gateway.is_ipv4() && route::covers(config, *gateway))
-        {
-            let strict = sysctl::strict_filters(&link.name)
-                .map_err(|error| fault("look at the reverse-path filter", error))?;
-            for setting in strict {
-                slot.record.sysctls.push(setting.clone());
-                slot.save()?;
-                setting
-                    .change()
-                    .map_err(|error| fault(format!("set {}", setting.path().display()), error))?;
-            }
-        }
+        loosen(&self.shared, slot, &link, config)?;
 
         // From here on the traffic goes another way.
         route::put_rules(&mut self.netlink, place, &self.families)
             .map_err(|error| fault("set the rule that leads into the tunnel", error))?;
 
+        // From the first of our name servers to the last, what they replace is the same.
+        let before = match &*self.shared.tunnel() {
+            Some(Tunnel {
+                replaced: Some(replaced),
+                ..
+            }) => replaced.before().to_owned(),
+            _ => dns::read_to_string(&self.config.dns.resolv_conf).unwrap_or_default(),
+        };
         if config.dns.servers.is_empty() {
             dns::put_back(&self.config.dns, slot)?;
         } else {
@@ -210,14 +195,61 @@ impl Machine {
             };
             dns::put(&self.config.dns, slot, &wanted)?;
         }
+        *self.shared.tunnel() = Some(Tunnel {
+            index: link.index,
+            table: place.table,
+            config: config.clone(),
+            replaced: dns::Replaced::new(slot, &config.dns.servers, before),
+        });
         Ok(Made {
             file,
             interface: Some(link.name),
         })
     }
 
+    /// Whether everything that the last plan put here is here, and nothing of others beside it. A device that is gone
+    /// is not for this to tell: whoever reads from it knows.
+    pub(super) fn is_intact(&mut self) -> bool {
+        let tunnel = self.shared.tunnel().clone();
+        let (Some(slot), Some(link), Some(tunnel)) = (&self.slot, &self.device, tunnel) else {
+            return true;
+        };
+        let config = &tunnel.config;
+        let mut look = || -> io::Result<bool> {
+            let state = match self.netlink.link(link.index) {
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(true),
+                state => state?,
+            };
+            let mut present = self.netlink.addresses(link.index)?;
+            let mut wanted = addresses(config, &self.families);
+            present.sort_unstable();
+            wanted.sort_unstable();
+            wanted.dedup();
+            let place = Place::of_slot(slot.number);
+            Ok(state == (u32::from(config.mtu), true)
+                && present == wanted
+                && route::is_put(&mut self.netlink, place, config, link.index, &self.families)?
+                && dns::is_put(&self.config.dns, slot, &config.dns.servers))
+        };
+        look().unwrap_or_else(|error| {
+            tracing::debug!(%error, "what is on this machine could not be looked at");
+            true
+        })
+    }
+
+    /// Loosens reverse-path filters that are stricter than the tunnel can bear: of an interface that is new, or for a
+    /// gateway that is.
+    pub(super) fn loosen(&mut self) -> Result<(), HostFault> {
+        let tunnel = self.shared.tunnel().clone();
+        let (Some(slot), Some(link), Some(tunnel)) = (&mut self.slot, &self.device, tunnel) else {
+            return Ok(());
+        };
+        loosen(&self.shared, slot, link, &tunnel.config)
+    }
+
     /// Takes everything of this instance back, as far as the machine allows.
     fn take_back(&mut self) -> Result<(), HostFault> {
+        *self.shared.tunnel() = None;
         let Some(slot) = &mut self.slot else { return Ok(()) };
         let device = self.device.take().map(|link| link.index);
         undo(&mut self.netlink, &self.families, &self.config.dns, slot, device)
@@ -230,6 +262,34 @@ impl Drop for Machine {
             tracing::warn!(%fault, "not everything could be taken back; the next start tries again");
         }
     }
+}
+
+/// Loosens every strict reverse-path filter, if the tunnel covers the address of a gateway.
+fn loosen(shared: &Shared, slot: &mut Slot, link: &Link, config: &TunnelConfig) -> Result<(), HostFault> {
+    let is_covered = shared
+        .gateways()
+        .addresses()
+        .any(|gateway| gateway.is_ipv4() && route::covers(config, gateway));
+    if !is_covered {
+        return Ok(());
+    }
+    let strict = sysctl::strict_filters(&link.name)
+        .map_err(|error| fault("look at the reverse-path filter", error))?;
+    for setting in strict {
+        slot.record.sysctls.push(setting.clone());
+        slot.save()?;
+        setting
+            .change()
+            .map_err(|error| fault(format!("set {}", setting.path().display()), error))?;
+    }
+    Ok(())
+}
+
+/// The device's addresses, of the families that there are.
+fn addresses(config: &TunnelConfig, families: &[Family]) -> Vec<IpNet> {
+    let all = config.addresses.iter().copied();
+    all.filter(|address| families.contains(&Family::of(address)))
+        .collect()
 }
 
 /// Gives the device its MTU and addresses and brings it up; the addresses that it should not have any more are left
@@ -268,12 +328,7 @@ fn put_device(
         })?;
     }
     let present = netlink.addresses(link.index).map_err(failed)?;
-    let wanted: Vec<IpNet> = config
-        .addresses
-        .iter()
-        .copied()
-        .filter(|address| families.contains(&Family::of(address)))
-        .collect();
+    let wanted = addresses(config, families);
     let missing: Vec<IpNet> = wanted
         .iter()
         .copied()

@@ -1,9 +1,12 @@
 //! The host for Linux: a TUN device, rtnetlink, policy routing, and whatever resolves names here.
 
+mod bus;
 mod clock;
 mod dns;
 mod machine;
 mod netlink;
+mod network;
+mod resolve;
 mod route;
 mod socket;
 mod state;
@@ -13,13 +16,14 @@ mod tun;
 use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
-use std::sync::{Arc, PoisonError, mpsc};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::errno::Errno;
-use peregrine_core::command::{Bound, HostFault};
-use peregrine_core::plan::Plan;
+use peregrine_core::command::HostFault;
+use peregrine_core::plan::{Plan, TunnelConfig};
 use peregrine_core::timer::{Instant, UnixTime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -27,12 +31,15 @@ use tokio::sync::oneshot;
 
 pub use self::clock::Alarm;
 pub use self::dns::DnsSystem;
-use self::machine::{Gateways, Machine, Made};
+use self::machine::{Machine, Made};
+use self::netlink::Netlink;
+pub use self::network::Changes;
+use self::network::Gateways;
 pub use self::socket::Socket;
 pub use self::state::StateDirectories;
 pub use self::tun::Tun;
 use crate::clock::Clock;
-use crate::host::{Applied, Host};
+use crate::host::{Applied, Host, Way};
 
 /// Where this host finds and keeps things.
 #[derive(Clone, Debug)]
@@ -69,17 +76,53 @@ pub fn can_manage_network() -> bool {
 /// This machine. Dropping it takes back everything of ours.
 #[derive(Debug)]
 pub struct LinuxHost {
+    config: Config,
+    jobs: mpsc::Sender<Job>,
     /// None only while dropping.
-    jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
-    gateways: Gateways,
+    shared: Arc<Shared>,
 }
 
-/// A plan to apply, and where to tell what came of it.
+/// What the machine's thread does, one after the other.
 #[derive(Debug)]
-struct Job {
-    plan: Plan,
-    done: oneshot::Sender<Result<Made, HostFault>>,
+enum Job {
+    /// Apply a plan, and tell what came of it.
+    Apply(Plan, oneshot::Sender<Result<Made, HostFault>>),
+    /// Look whether everything of ours is as the last plan says.
+    Check(oneshot::Sender<bool>),
+    /// Look for reverse-path filters that have become too strict.
+    Loosen,
+    /// Take everything back, and end.
+    End,
+}
+
+/// What the machine's thread, sockets, lookups and the monitor know in common.
+#[derive(Debug, Default)]
+struct Shared {
+    gateways: Mutex<Gateways>,
+    tunnel: Mutex<Option<Tunnel>>,
+}
+
+impl Shared {
+    fn gateways(&self) -> MutexGuard<'_, Gateways> {
+        self.gateways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tunnel(&self) -> MutexGuard<'_, Option<Tunnel>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The tunnel that is on this machine.
+#[derive(Clone, Debug)]
+struct Tunnel {
+    /// The device's index.
+    index: u32,
+    /// Our routing table.
+    table: u32,
+    config: TunnelConfig,
+    /// The name servers that the tunnel's have taken the place of, while it has any.
+    replaced: Option<dns::Replaced>,
 }
 
 impl LinuxHost {
@@ -88,13 +131,26 @@ impl LinuxHost {
     /// # Errors
     /// The kernel does not talk to us about routes, or gives us no thread.
     pub fn new(config: Config) -> Result<Self, HostFault> {
-        let gateways = Gateways::default();
-        let mut machine = Machine::new(config, Arc::clone(&gateways))?;
+        let shared = Arc::<Shared>::default();
+        let mut machine = Machine::new(config.clone(), Arc::clone(&shared))?;
         let (jobs, queue) = mpsc::channel::<Job>();
         let work = move || {
+            // Nobody waits for an answer when the driver has ended meanwhile.
             while let Ok(job) = queue.recv() {
-                // Nobody waits for the answer when the driver has ended meanwhile.
-                let _unheard = job.done.send(machine.apply(&job.plan));
+                match job {
+                    Job::Apply(plan, done) => {
+                        let _unheard = done.send(machine.apply(&plan));
+                    }
+                    Job::Check(done) => {
+                        let _unheard = done.send(machine.is_intact());
+                    }
+                    Job::Loosen => {
+                        if let Err(fault) = machine.loosen() {
+                            tracing::warn!(%fault, "the gateway may not be heard on another network");
+                        }
+                    }
+                    Job::End => break,
+                }
             }
         };
         let thread = std::thread::Builder::new()
@@ -102,16 +158,17 @@ impl LinuxHost {
             .spawn(work)
             .map_err(|error| fault("start a thread", error))?;
         Ok(Self {
-            jobs: Some(jobs),
+            config,
+            jobs,
             thread: Some(thread),
-            gateways,
+            shared,
         })
     }
 }
 
 impl Drop for LinuxHost {
     fn drop(&mut self) {
-        self.jobs = None; // ends the thread, which takes everything back
+        let _ended_already = self.jobs.send(Job::End);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -131,6 +188,10 @@ impl Clock for LinuxHost {
         crate::clock::unix_time()
     }
 
+    fn slept(&self) -> Duration {
+        clock::slept()
+    }
+
     fn alarm(&self) -> Result<Alarm, HostFault> {
         Alarm::new()
     }
@@ -139,13 +200,12 @@ impl Clock for LinuxHost {
 impl Host for LinuxHost {
     type Tun = Tun;
     type Socket = Socket;
+    type Changes = Changes;
 
     fn apply(&self, plan: Plan) -> impl Future<Output = Result<Applied<Tun>, HostFault>> + 'static {
         let (done, answer) = oneshot::channel();
-        if let Some(jobs) = &self.jobs {
-            // Not taken: then `done` is dropped with it, and the answer says so.
-            let _not_taken = jobs.send(Job { plan, done });
-        }
+        // Not taken: then `done` is dropped with it, and the answer says so.
+        let _not_taken = self.jobs.send(Job::Apply(plan, done));
         async move {
             let ended = |_| fault("change this machine", "the thread that does it has ended");
             let Made { file, interface } = answer.await.map_err(ended)??;
@@ -156,34 +216,34 @@ impl Host for LinuxHost {
         }
     }
 
-    fn open(&self, remote: SocketAddr) -> Result<Socket, HostFault> {
-        Socket::open(remote)
+    fn way(&self, remote: SocketAddr) -> Result<Way, HostFault> {
+        let mut netlink = Netlink::open().map_err(|error| fault("talk to the kernel about routes", error))?;
+        let way = socket::way(&mut netlink, remote);
+        let is_new = self
+            .shared
+            .gateways()
+            .tell(&mut netlink, remote.ip(), way.as_ref().ok());
+        if is_new && self.shared.tunnel().is_some() {
+            let _ended = self.jobs.send(Job::Loosen);
+        }
+        way
     }
 
-    fn way(&self, socket: &Socket, remote: SocketAddr) -> Result<Bound, HostFault> {
-        self.gateways
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(remote.ip());
-        socket.way(remote)
+    fn open(&self, way: &Way) -> Result<Socket, HostFault> {
+        Socket::open(way)
+    }
+
+    fn changes(&self) -> Result<Changes, HostFault> {
+        Changes::new(&self.config, Arc::clone(&self.shared), self.jobs.clone())
     }
 
     fn resolve(&self, name: String) -> impl Future<Output = Result<Vec<IpAddr>, HostFault>> + 'static {
         let (done, answer) = oneshot::channel();
         let action = format!("look up {name}");
+        let (shared, system) = (Arc::clone(&self.shared), self.config.dns.clone());
         // On a thread that nobody waits for at the end: the C library cannot be told to stop.
         let work = move || {
-            let addresses = (name.as_str(), 0).to_socket_addrs();
-            let addresses = addresses.map(|all| {
-                let mut found = Vec::new();
-                for address in all.map(|address| address.ip()) {
-                    if !found.contains(&address) {
-                        found.push(address);
-                    }
-                }
-                found
-            });
-            let _unheard = done.send(addresses);
+            let _unheard = done.send(resolve::look_up(&shared, &system, &name));
         };
         let spawned = std::thread::Builder::new()
             .name("peregrine-resolve".to_owned())
@@ -191,8 +251,10 @@ impl Host for LinuxHost {
         async move {
             spawned.map_err(|error| fault(action.as_str(), error))?;
             let ended = |_| fault(action.as_str(), "the thread that does it has ended");
-            answer
+            let late = |_| fault(action.as_str(), "no name server answered in time");
+            tokio::time::timeout(resolve::PATIENCE, answer)
                 .await
+                .map_err(late)?
                 .map_err(ended)?
                 .map_err(|error| fault(action.as_str(), error))
         }

@@ -28,7 +28,7 @@ const BUFFER: usize = 65_536;
 const DUMP_TRIES: usize = 8;
 
 /// The number by which our routes and rules are told from others' (`ip route` shows `proto 112`).
-const PROTOCOL: u8 = 112;
+pub(super) const PROTOCOL: u8 = 112;
 
 /// One of the two address families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,7 +48,7 @@ impl Family {
         }
     }
 
-    const fn wire(self) -> AddressFamily {
+    pub(super) const fn wire(self) -> AddressFamily {
         match self {
             Self::V4 => AddressFamily::Inet,
             Self::V6 => AddressFamily::Inet6,
@@ -78,7 +78,17 @@ pub(super) enum Target {
     Other,
 }
 
+/// What is known of a device's cable, or of what it has instead of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Carrier {
+    /// How often it came or went: another number means that the network may be another one.
+    pub(super) changes: u32,
+    /// It is there, and the device is up.
+    pub(super) is_there: bool,
+}
+
 /// A blocking rtnetlink socket.
+#[derive(Debug)]
 pub(super) struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -123,6 +133,25 @@ impl Netlink {
                     _ => None,
                 });
                 Ok((mtu.unwrap_or(0), link.header.flags.contains(LinkFlags::Up)))
+            }
+            _ => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        }
+    }
+
+    /// How often a device's carrier has come and gone, and whether it is there and the device usable.
+    pub(super) fn carrier(&mut self, index: u32) -> io::Result<Carrier> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        match self.get(RouteNetlinkMessage::GetLink(message))? {
+            Some(RouteNetlinkMessage::NewLink(link)) => {
+                let changes = link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::CarrierChanges(changes) => Some(*changes),
+                    _ => None,
+                });
+                Ok(Carrier {
+                    changes: changes.unwrap_or(0),
+                    is_there: is_running(&link),
+                })
             }
             _ => Err(io::Error::from_raw_os_error(libc::ENODEV)),
         }
@@ -361,7 +390,13 @@ fn address_message(index: u32, address: IpNet) -> AddressMessage {
     message
 }
 
-fn interface_address(message: &AddressMessage) -> Option<IpAddr> {
+/// Whether a device is up and has a carrier.
+pub(super) fn is_running(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up | LinkFlags::Running)
+}
+
+/// The address that a message is about.
+pub(super) fn interface_address(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
@@ -403,7 +438,8 @@ fn route_message(table: u32, net: IpNet, target: Target) -> RouteMessage {
     message
 }
 
-fn route_table(route: &RouteMessage) -> u32 {
+/// The table that a route is in.
+pub(super) fn route_table(route: &RouteMessage) -> u32 {
     let attribute = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),
         _ => None,
@@ -411,7 +447,8 @@ fn route_table(route: &RouteMessage) -> u32 {
     attribute.unwrap_or_else(|| u32::from(route.header.table))
 }
 
-fn route_destination(route: &RouteMessage, family: Family) -> Option<IpNet> {
+/// What a route of this family leads to.
+pub(super) fn route_destination(route: &RouteMessage, family: Family) -> Option<IpNet> {
     let address = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(address) => ip(address),
         _ => None,
@@ -470,20 +507,28 @@ fn rule_message(rule: Rule) -> RuleMessage {
     message
 }
 
+/// The table that a rule leads to.
+pub(super) fn rule_table(rule: &RuleMessage) -> u32 {
+    let attribute = rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    attribute.unwrap_or_else(|| u32::from(rule.header.table))
+}
+
 /// The rule as one of ours, or none.
 fn read_rule(message: &RuleMessage, family: Family) -> Option<Rule> {
     let mut rule = Rule {
         family,
         priority: 0,
         mark: 0,
-        table: u32::from(message.header.table),
+        table: rule_table(message),
     };
     let mut ours = false;
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,
             RuleAttribute::FwMark(mark) => rule.mark = *mark,
-            RuleAttribute::Table(table) => rule.table = *table,
             RuleAttribute::Protocol(protocol) => ours = *protocol == RouteProtocol::Other(PROTOCOL),
             _ => (),
         }

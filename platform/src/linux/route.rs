@@ -25,6 +25,14 @@ use super::fault;
 use super::netlink::{Family, Netlink, Rule, Target};
 use super::socket::MARK;
 
+/// The tables of all instances: numbers that nothing else is likely to use.
+const TABLES: u32 = 0x7065_0000;
+
+/// Whether `table` is one of ours or of another instance.
+pub(super) const fn is_place(table: u32) -> bool {
+    table & 0xffff_0000 == TABLES
+}
+
 /// The routing table and the place of the rules that one instance has for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -35,10 +43,9 @@ pub(super) struct Place {
 impl Place {
     /// The place of the instance that holds `slot`.
     pub(super) const fn of_slot(slot: u32) -> Self {
-        // Table numbers that nothing else is likely to use; rules after an administrator's own and before the
-        // main table (32766).
+        // Rules after an administrator's own and before the main table (32766).
         Self {
-            table: 0x7065_0000 + slot,
+            table: TABLES + slot,
             priority: 7_000 + slot,
         }
     }
@@ -100,7 +107,15 @@ pub(super) fn covers(config: &TunnelConfig, address: IpAddr) -> bool {
         && !config.excluded.iter().any(|net| net.contains(&address))
 }
 
-/// Makes the table equal to `config`.
+/// Whether a datagram to `address` that carries no mark stays out of the physical network: a route of `config` covers
+/// it, or it is refused.
+pub(super) fn keeps(config: &TunnelConfig, address: IpAddr) -> bool {
+    let is_excluded = config.excluded.iter().any(|net| net.contains(&address));
+    let mut kept = config.routes.iter().chain(&config.refused);
+    !is_excluded && kept.any(|net| net.contains(&address))
+}
+
+/// Makes the table equal to `config`: what is new first, so that there is no moment without a route.
 pub(super) fn put_routes(
     netlink: &mut Netlink,
     place: Place,
@@ -113,6 +128,7 @@ pub(super) fn put_routes(
         Family::V6 => IpNet::from(IpAddr::from([0; 16])),
     };
     let mut wanted = routes(config, index, families);
+    let mut stale = Vec::new();
     for &family in families {
         let present = netlink
             .routes(family, place.table)
@@ -122,10 +138,8 @@ pub(super) fn put_routes(
                 Some(wish) if *wish == target => {
                     wanted.remove(&net);
                 }
-                Some(_) => (), // replaced below, without a moment in which there is none
-                None => netlink
-                    .delete_route(place.table, net)
-                    .map_err(|error| (net, error))?,
+                Some(_) => (), // replaced below
+                None => stale.push(net),
             }
         }
     }
@@ -134,7 +148,34 @@ pub(super) fn put_routes(
             .replace_route(place.table, net, target)
             .map_err(|error| (net, error))?;
     }
+    for net in stale {
+        netlink
+            .delete_route(place.table, net)
+            .map_err(|error| (net, error))?;
+    }
     Ok(())
+}
+
+/// Whether the table and the rules are what [`put_routes`] and [`put_rules`] make them.
+pub(super) fn is_put(
+    netlink: &mut Netlink,
+    place: Place,
+    config: &TunnelConfig,
+    index: u32,
+    families: &[Family],
+) -> io::Result<bool> {
+    let mut wanted = routes(config, index, families);
+    for &family in families {
+        for (net, target) in netlink.routes(family, place.table)? {
+            if wanted.remove(&net) != Some(target) {
+                return Ok(false);
+            }
+        }
+        if netlink.rules(family, place.table)? != [place.rule(family)] {
+            return Ok(false);
+        }
+    }
+    Ok(wanted.is_empty())
 }
 
 /// Whether the kernel has rules or routes in `place`: somebody's whose records are not ours to see.
@@ -156,16 +197,14 @@ pub(super) fn is_taken(netlink: &mut Netlink, place: Place, families: &[Family])
 pub(super) fn put_rules(netlink: &mut Netlink, place: Place, families: &[Family]) -> io::Result<()> {
     for &family in families {
         let rule = place.rule(family);
-        let mut there = false;
-        for present in netlink.rules(family, place.table)? {
-            if present == rule {
-                there = true;
-            } else {
-                netlink.delete_rule(present)?;
-            }
-        }
-        if !there {
+        let present = netlink.rules(family, place.table)?;
+        if !present.contains(&rule) {
             netlink.add_rule(rule)?;
+        }
+        for other in present {
+            if other != rule {
+                netlink.delete_rule(other)?;
+            }
         }
     }
     Ok(())

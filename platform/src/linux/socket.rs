@@ -1,18 +1,19 @@
-//! UDP sockets that are never routed into our own tunnel.
+//! UDP sockets that are never routed into our own tunnel, each on one way.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::task::{Context, Poll};
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use peregrine_core::command::{Bound, HostFault, Path};
+use peregrine_core::command::{HostFault, Path};
 use socket2::{Domain, Protocol, Type};
-use tokio::io::Interest;
+use tokio::io::{Interest, ReadBuf};
 use tokio::net::UdpSocket;
 
 use super::fault;
 use super::netlink::Netlink;
 use crate::batch::Batch;
-use crate::host;
+use crate::host::{self, Interface, Way};
 
 /// The mark of our own sockets (`pere`). Every rule of ours excepts it, so one instance's datagrams do not go into
 /// another's tunnel either. Setting a mark takes `CAP_NET_ADMIN`; a program without it cannot leave beside the tunnel.
@@ -24,12 +25,24 @@ const SEND_BUFFER: usize = 2 << 20;
 
 /// An unconnected, marked UDP socket.
 #[derive(Debug)]
-pub struct Socket(UdpSocket);
+pub struct Socket {
+    socket: UdpSocket,
+    local: SocketAddr,
+}
 
 impl Socket {
-    /// A socket of `remote`'s family on a port of the kernel's choosing.
-    pub(super) fn open(remote: SocketAddr) -> Result<Self, HostFault> {
-        let socket = marked(remote).map_err(|error| fault("open a UDP socket beside the tunnel", error))?;
+    /// A socket on `way`, on a port of the kernel's choosing.
+    pub(super) fn open(way: &Way) -> Result<Self, HostFault> {
+        let index = way.index().unwrap_or(0);
+        let address = match way.source {
+            // An address of a link alone means nothing without the link.
+            IpAddr::V6(source) if source.is_unicast_link_local() => {
+                SocketAddrV6::new(source, 0, 0, index).into()
+            }
+            source => SocketAddr::new(source, 0),
+        };
+        let socket =
+            marked_udp(address).map_err(|error| fault("open a UDP socket beside the tunnel", error))?;
         // The kernel counts its own overhead too and doubles what is asked for. The forced size goes beyond
         // net.core.rmem_max; without the privilege the plain one has to do.
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
@@ -38,108 +51,153 @@ impl Socket {
         if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
             let _smaller = socket.set_send_buffer_size(SEND_BUFFER);
         }
-        let any: IpAddr = match remote {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
+        if let Some(interface) = &way.interface {
+            keep_to(&socket, interface, address)
+                .map_err(|error| fault(format!("send by {}", interface.name), error))?;
+        }
+        let watch = |error| fault("watch a UDP socket", error);
         socket
-            .bind(&SocketAddr::new(any, 0).into())
-            .map_err(|error| fault("bind a UDP socket", error))?;
-        UdpSocket::from_std(socket.into())
-            .map(Self)
-            .map_err(|error| fault("watch a UDP socket", error))
-    }
-
-    /// How a datagram from this socket to `remote` would travel now.
-    pub(super) fn way(&self, remote: SocketAddr) -> Result<Bound, HostFault> {
-        let action = || format!("find a way to {}", remote.ip());
-        let port = self
-            .0
-            .local_addr()
-            .map_err(|error| fault("ask for a socket's address", error))?
-            .port();
-        // Connecting sends nothing: it makes the kernel choose a route and, from it, our address and the path MTU.
-        let probe = marked(remote).map_err(|error| fault("open a UDP socket beside the tunnel", error))?;
-        probe
-            .connect(&remote.into())
-            .map_err(|error| fault(action(), error))?;
-        let local = probe.local_addr().map_err(|error| fault(action(), error))?;
-        let mut local = local
-            .as_socket()
-            .ok_or_else(|| fault(action(), "no Internet address"))?;
-        local.set_port(port);
-        let mtu = match remote {
-            SocketAddr::V4(_) => getsockopt(&probe, sockopt::IpMtu),
-            SocketAddr::V6(_) => getsockopt(&probe, options::Ipv6Mtu),
-        };
-        let index = Netlink::open()
-            .and_then(|mut netlink| netlink.way_out(remote.ip(), MARK))
-            .ok()
-            .flatten();
-        let interface = index.and_then(|index| nix::net::if_::if_indextoname(index).ok());
-        Ok(Bound {
-            path: Path { local, remote },
-            mtu: mtu
-                .ok()
-                .and_then(|mtu| u16::try_from(mtu.min(i32::from(u16::MAX))).ok())
-                .filter(|mtu| *mtu > 0),
-            interface: interface.map(|name| name.to_string_lossy().into_owned()),
-        })
+            .bind(&address.into())
+            .map_err(|error| fault(format!("send from {}", way.source), error))?;
+        let socket = UdpSocket::from_std(socket.into()).map_err(watch)?;
+        let local = socket.local_addr().map_err(watch)?;
+        Ok(Self { socket, local })
     }
 }
 
-/// A marked socket that is not bound yet.
-fn marked(remote: SocketAddr) -> io::Result<socket2::Socket> {
-    let socket = socket2::Socket::new(Domain::for_address(remote), Type::DGRAM, Some(Protocol::UDP))?;
+/// Makes a socket send by `interface`, whatever else routing would choose later. What comes in is the socket's by its
+/// address.
+///
+/// For IPv4 that is all that is asked of the kernel: where two interfaces are in the same network, a neighbour may
+/// send what is for the address of one by the other, and the socket shall hear it. For IPv6, where neighbours do not
+/// do that, the same option (`IPV6_UNICAST_IF`) loses to a route of a better metric; the socket is bound to the
+/// interface. That takes no privilege since Linux 5.7, and `CAP_NET_RAW` before it: without it the weaker one has to
+/// do.
+fn keep_to(socket: &socket2::Socket, interface: &Interface, address: SocketAddr) -> io::Result<()> {
+    // Both options take the index as it stands in a packet.
+    let index = interface.index.to_be().cast_signed();
+    if address.is_ipv4() {
+        return Ok(setsockopt(socket, options::UnicastIf, &index)?);
+    }
+    match socket.bind_device(Some(interface.name.as_bytes())) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            tracing::debug!(%error, interface = interface.name, "a socket is not bound to its interface");
+            Ok(setsockopt(socket, options::Ipv6UnicastIf, &index)?)
+        }
+        bound => bound,
+    }
+}
+
+/// How a datagram of ours to `remote` would travel now.
+pub(super) fn way(netlink: &mut Netlink, remote: SocketAddr) -> Result<Way, HostFault> {
+    let action = || format!("find a way to {}", remote.ip());
+    // Connecting sends nothing: it makes the kernel choose a route and, from it, our address and the path MTU.
+    let probe = marked_udp(remote).map_err(|error| fault("open a UDP socket beside the tunnel", error))?;
+    probe
+        .connect(&remote.into())
+        .map_err(|error| fault(action(), error))?;
+    let local = probe.local_addr().map_err(|error| fault(action(), error))?;
+    let local = local
+        .as_socket()
+        .ok_or_else(|| fault(action(), "no Internet address"))?;
+    let mtu = match remote {
+        SocketAddr::V4(_) => getsockopt(&probe, sockopt::IpMtu),
+        SocketAddr::V6(_) => getsockopt(&probe, options::Ipv6Mtu),
+    };
+    let index = netlink.way_out(remote.ip(), MARK).ok().flatten();
+    let interface = index.and_then(|index| {
+        let name = nix::net::if_::if_indextoname(index).ok()?;
+        Some(Interface {
+            index,
+            name: name.to_string_lossy().into_owned(),
+        })
+    });
+    Ok(Way {
+        source: local.ip(),
+        interface,
+        mtu: mtu
+            .ok()
+            .and_then(|mtu| u16::try_from(mtu.min(i32::from(u16::MAX))).ok())
+            .filter(|mtu| *mtu > 0),
+    })
+}
+
+/// A marked TCP socket of the address's family that is not connected yet.
+pub(super) fn marked_tcp(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_mark(MARK)?;
+    Ok(socket)
+}
+
+/// A marked UDP socket of the address's family that is not bound yet.
+pub(super) fn marked_udp(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
     socket.set_mark(MARK)?;
     // The path MTU discovery stays at the kernel's default, "want": DF is set, and the kernel fragments what is larger
     // than the path that it knows. An IKE message for a gateway without fragmentation of its own (RFC 7383) still
     // gets through, and so does a full ESP packet after the path has become narrower.
-    if remote.is_ipv6() {
+    if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     Ok(socket)
 }
 
 impl host::Socket for Socket {
-    async fn recv(&self, batch: &mut Batch<SocketAddr>) -> io::Result<()> {
-        while batch.is_empty() {
-            self.0.readable().await?;
-            while let Some(room) = batch.room() {
-                match self.0.try_recv_from(room) {
-                    Ok((len, source)) => batch.push(len, source),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) if batch.is_empty() => return Err(error),
-                    Err(_) => break,
+    fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<io::Result<()>> {
+        let before = batch.len();
+        while let Some(room) = batch.room() {
+            let mut room = ReadBuf::new(room);
+            match self.socket.poll_recv_from(cx, &mut room) {
+                Poll::Ready(Ok(remote)) => {
+                    let path = Path {
+                        local: self.local,
+                        remote,
+                    };
+                    let len = room.filled().len();
+                    batch.push(len, path);
                 }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => break,
             }
         }
-        Ok(())
+        if batch.len() > before {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
     }
 
     fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
         // Not through the runtime, which believes a new socket to be full until its first poll.
-        let sent = socket2::SockRef::from(&self.0)
+        let sent = socket2::SockRef::from(&self.socket)
             .send_to(datagram, &remote.into())
             .map(drop);
         match sent {
-            // Full indeed: let `writable` know.
+            // Full indeed: let `poll_writable` know.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.0.try_io(Interest::WRITABLE, || Err(error))
+                self.socket.try_io(Interest::WRITABLE, || Err(error))
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
+                Err(io::Error::new(io::ErrorKind::NetworkDown, error))
             }
             sent => sent,
         }
     }
 
-    async fn writable(&self) -> io::Result<()> {
-        self.0.writable().await
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_send_ready(cx)
     }
 }
 
 /// Socket options that `nix` does not name.
 mod options {
-    use nix::{getsockopt_impl, sockopt_impl};
+    use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 
     sockopt_impl!(
         /// The path MTU of a connected socket.
@@ -147,6 +205,22 @@ mod options {
         GetOnly,
         libc::IPPROTO_IPV6,
         libc::IPV6_MTU,
+        libc::c_int
+    );
+    sockopt_impl!(
+        /// The interface by which packets to one host leave, in network byte order.
+        UnicastIf,
+        SetOnly,
+        libc::IPPROTO_IP,
+        libc::IP_UNICAST_IF,
+        libc::c_int
+    );
+    sockopt_impl!(
+        /// The interface by which packets to one host had better leave, in network byte order.
+        Ipv6UnicastIf,
+        SetOnly,
+        libc::IPPROTO_IPV6,
+        libc::IPV6_UNICAST_IF,
         libc::c_int
     );
 }

@@ -170,6 +170,7 @@ pub(crate) fn config_in(root: &Path) -> Config {
         },
         dns: DnsSystem {
             resolv_conf: root.join("etc/resolv.conf"),
+            hosts: root.join("etc/hosts"),
             resolvconf: Vec::new(),
             bus: None,
         },

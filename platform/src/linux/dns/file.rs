@@ -136,6 +136,34 @@ pub(super) fn put_back(slot: &Slot) -> Result<(), HostFault> {
     state::remove(&record_path).map_err(failed)
 }
 
+/// Whether the file is as [`put`] left it.
+pub(super) fn is_put(resolv_conf: &Path, record_path: &Path) -> bool {
+    matches!(record_of(resolv_conf, record_path), Ok(Some(_)))
+}
+
+/// The file as it would be without us: as it was before, or as somebody else has written it meanwhile.
+pub(super) fn without_us(resolv_conf: &Path, record_path: &Path) -> String {
+    let content = match record_of(resolv_conf, record_path) {
+        Ok(Some(record)) => record.original.map(|original| original.content),
+        _ => read(resolv_conf).ok().flatten().map(|present| present.content),
+    };
+    content.map_or_else(String::new, |content| {
+        String::from_utf8_lossy(content.octets()).into_owned()
+    })
+}
+
+/// The record of the file, if it is as we wrote it.
+fn record_of(resolv_conf: &Path, record_path: &Path) -> Result<Option<FileRecord>, HostFault> {
+    let failed = |error| fault(format!("read {}", resolv_conf.display()), error);
+    let Some(record) = read_record(record_path)? else {
+        return Ok(None);
+    };
+    let path = target(resolv_conf).map_err(failed)?;
+    let present = read(&path).map_err(failed)?;
+    let is_ours = path == record.path && present.is_some_and(|present| present.content == record.written);
+    Ok(is_ours.then_some(record))
+}
+
 /// Another instance took our file for the original one: when it ends, it shall put back what was there before us.
 fn hand_over(slot: &Slot, ours: &FileRecord) -> Result<(), HostFault> {
     for other_path in slot.other_file_records() {
@@ -203,7 +231,7 @@ fn compose(before: &str, record: &Path, wanted: &Wanted<'_>) -> String {
 }
 
 /// The file behind a chain of links, which need not exist.
-fn target(path: &Path) -> io::Result<PathBuf> {
+pub(super) fn target(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
         match fs::read_link(&path) {

@@ -16,6 +16,7 @@
 mod file;
 mod resolvconf;
 mod resolved;
+mod watch;
 
 use std::io;
 use std::net::IpAddr;
@@ -27,11 +28,15 @@ use serde::{Deserialize, Serialize};
 use super::fault;
 use super::state::Slot;
 
+pub(super) use self::watch::Watch;
+
 /// Where this machine's name resolution is configured.
 #[derive(Clone, Debug)]
 pub struct DnsSystem {
     /// `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
+    /// `/etc/hosts`.
+    pub hosts: PathBuf,
     /// Where the program `resolvconf` may be.
     pub resolvconf: Vec<PathBuf>,
     /// The address of the system bus; none for the usual one.
@@ -42,6 +47,7 @@ impl Default for DnsSystem {
     fn default() -> Self {
         Self {
             resolv_conf: "/etc/resolv.conf".into(),
+            hosts: "/etc/hosts".into(),
             resolvconf: vec![
                 "/usr/sbin/resolvconf".into(),
                 "/sbin/resolvconf".into(),
@@ -149,8 +155,79 @@ pub(super) fn put_back(system: &DnsSystem, slot: &mut Slot) -> Result<(), HostFa
     Ok(())
 }
 
+/// Whether name resolution is still what [`put`] made it, as far as that can be seen from outside.
+pub(super) fn is_put(system: &DnsSystem, slot: &Slot, wanted: &[IpAddr]) -> bool {
+    match &slot.record.dns {
+        None => wanted.is_empty(),
+        // It keeps what it was told for as long as the link is there.
+        Some(Undo::Resolved { .. }) => true,
+        Some(Undo::Resolvconf { .. }) => resolvconf::is_effective(&system.resolv_conf, wanted),
+        Some(Undo::File) => file::is_put(&system.resolv_conf, &slot.file_record()),
+    }
+}
+
+/// What it takes to ask the name servers that ours have taken the place of.
+#[derive(Clone, Debug)]
+pub(super) struct Replaced {
+    undo: Undo,
+    /// Ours.
+    servers: Vec<IpAddr>,
+    file_record: PathBuf,
+    /// `resolv.conf` as it was before.
+    before: String,
+}
+
+impl Replaced {
+    /// What was replaced by the servers that [`put`] has set; none when it has set none. `before` is what
+    /// `resolv.conf` said before that.
+    pub(super) fn new(slot: &Slot, servers: &[IpAddr], before: String) -> Option<Self> {
+        Some(Self {
+            undo: slot.record.dns.clone()?,
+            servers: servers.to_vec(),
+            file_record: slot.file_record(),
+            before,
+        })
+    }
+
+    /// `resolv.conf` as it was before.
+    pub(super) fn before(&self) -> &str {
+        &self.before
+    }
+
+    /// Whether systemd-resolved is in charge, and can be asked about one link.
+    pub(super) const fn is_resolved(&self) -> bool {
+        matches!(self.undo, Undo::Resolved { .. })
+    }
+
+    /// `resolv.conf` as it would be now without us.
+    pub(super) fn resolv_conf(&self, system: &DnsSystem) -> String {
+        match &self.undo {
+            Undo::Resolved { .. } => {
+                let upstream = read_to_string(Path::new(resolved::UPSTREAM)).unwrap_or_default();
+                self.without_ours(&upstream)
+            }
+            Undo::Resolvconf { program, name } => match resolvconf::others(program, name) {
+                Some(others) => self.without_ours(&others),
+                None => self.before.clone(),
+            },
+            Undo::File => file::without_us(&system.resolv_conf, &self.file_record),
+        }
+    }
+
+    fn without_ours(&self, text: &str) -> String {
+        let is_ours = |line: &str| servers(line).any(|server| self.servers.contains(&server));
+        let others = text.lines().filter(|line| !is_ours(line));
+        others.map(|line| format!("{line}\n")).collect()
+    }
+}
+
+/// The addresses of a name as systemd-resolved finds them on one link; none when it has none there.
+pub(super) async fn ask_resolved(system: &DnsSystem, link: u32, name: &str) -> Result<Vec<IpAddr>, String> {
+    resolved::look_up(system.bus.as_deref(), link, name).await
+}
+
 /// The servers that a `resolv.conf` names.
-fn servers(content: &str) -> impl Iterator<Item = IpAddr> {
+pub(super) fn servers(content: &str) -> impl Iterator<Item = IpAddr> {
     content.lines().filter_map(|line| {
         let mut words = line.split_ascii_whitespace();
         (words.next() == Some("nameserver"))
@@ -162,6 +239,7 @@ fn servers(content: &str) -> impl Iterator<Item = IpAddr> {
     })
 }
 
-fn read_to_string(path: &Path) -> io::Result<String> {
+/// A file as text, whatever octets are in it.
+pub(super) fn read_to_string(path: &Path) -> io::Result<String> {
     std::fs::read(path).map(|octets| String::from_utf8_lossy(&octets).into_owned())
 }

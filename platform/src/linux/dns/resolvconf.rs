@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Debian's list of interfaces, the first of them first.
 const INTERFACE_ORDER: &str = "/etc/resolvconf/interface-order";
+
+/// Where Debian's keeps what it was given, each under its name.
+const RECORDS: &str = "/run/resolvconf/interface";
 
 /// The first of `candidates` that is a resolvconf and not systemd's stand-in, which only talks to systemd-resolved.
 pub(super) fn find(candidates: &[PathBuf]) -> Option<PathBuf> {
@@ -69,16 +73,42 @@ pub(super) fn put(
         arguments.push("-x");
     }
     run(program, &arguments, &input).map_err(|error| Refusal::Failed(failed(program, "set", &error)))?;
-    let effective = super::read_to_string(resolv_conf).is_ok_and(|content| {
-        super::servers(&content)
-            .next()
-            .is_some_and(|first| first.is_loopback() || wanted.servers.contains(&first))
-    });
-    if !effective {
+    if !is_effective(resolv_conf, wanted.servers) {
         put_back(program, name).map_err(Refusal::Failed)?;
         return Err(Refusal::NotInCharge);
     }
     Ok(())
+}
+
+/// Whether programs that read `resolv_conf` ask our servers, or a resolver on this machine.
+pub(super) fn is_effective(resolv_conf: &Path, servers: &[IpAddr]) -> bool {
+    super::read_to_string(resolv_conf).is_ok_and(|content| {
+        super::servers(&content)
+            .next()
+            .is_some_and(|first| first.is_loopback() || servers.contains(&first))
+    })
+}
+
+/// What others than `name` have given, if that can be told.
+pub(super) fn others(program: &Path, name: &str) -> Option<String> {
+    if !is_openresolv(program) {
+        let records = fs::read_dir(RECORDS).ok()?.filter_map(Result::ok);
+        let others = records.filter(|record| record.file_name() != name);
+        return Some(
+            others
+                .filter_map(|record| super::read_to_string(&record.path()).ok())
+                .collect(),
+        );
+    }
+    let list = run(program, &["-l"], "").ok()?;
+    let mut is_ours = false;
+    let others = list.lines().filter(|line| {
+        if let Some(of) = line.strip_prefix("# resolv.conf from ") {
+            is_ours = of == name;
+        }
+        !is_ours
+    });
+    Some(others.map(|line| format!("{line}\n")).collect())
 }
 
 /// Withdraws our servers. A program that is gone has nothing to withdraw.

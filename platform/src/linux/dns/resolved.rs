@@ -2,13 +2,12 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use peregrine_core::command::HostFault;
-use zbus::connection::Builder;
 use zbus::{Connection, DBusError as _};
 
 use super::{Refusal, Wanted, fault};
+use crate::linux::bus::connect;
 
 const NAME: &str = "org.freedesktop.resolve1";
 const OBJECT: &str = "/org/freedesktop/resolve1";
@@ -28,8 +27,14 @@ const STUBS: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 54)),
 ];
 
-/// How long systemd-resolved may take for one call.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// What it says of a name that has no address.
+const NO_ADDRESS: [&str; 2] = [
+    "org.freedesktop.resolve1.DnsError.NXDOMAIN",
+    "org.freedesktop.resolve1.NoSuchRR",
+];
+
+/// Where it names the servers that it asks itself, of all links.
+pub(super) const UPSTREAM: &str = "/run/systemd/resolve/resolv.conf";
 
 /// Whether programs that read `resolv_conf` end up at systemd-resolved.
 pub(super) fn is_in_charge(resolv_conf: &Path) -> bool {
@@ -106,6 +111,33 @@ pub(super) fn put_back(bus: Option<&str>, index: u32) {
     }
 }
 
+/// The answer of `ResolveHostname`: link, family and octets of each address; the canonical name; flags.
+type Found = (Vec<(i32, i32, Vec<u8>)>, String, u64);
+
+/// The addresses of `name` as the servers of the link with this index know them; none when they know that there are
+/// none.
+pub(super) async fn look_up(bus: Option<&str>, index: u32, name: &str) -> Result<Vec<IpAddr>, String> {
+    let bus = connect(bus).await.map_err(|error| error.to_string())?;
+    // Of both families, by whatever means the link is set up for.
+    let question = (link(index), name, libc::AF_UNSPEC, 0_u64);
+    let answer = bus
+        .call_method(Some(NAME), OBJECT, Some(MANAGER), "ResolveHostname", &question)
+        .await;
+    let answer = match answer {
+        Err(error) if NO_ADDRESS.contains(&self::name(&error).as_str()) => return Ok(Vec::new()),
+        other => other.map_err(|error| error.to_string())?,
+    };
+    let body = answer.body();
+    let (addresses, _, _): Found = body.deserialize().map_err(|error| error.to_string())?;
+    Ok(addresses
+        .iter()
+        .filter_map(|(_, _, octets)| match octets.len() {
+            4 => <[u8; 4]>::try_from(octets.as_slice()).ok().map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(octets.as_slice()).ok().map(IpAddr::from),
+        })
+        .collect())
+}
+
 fn link(index: u32) -> i32 {
     i32::try_from(index).unwrap_or(i32::MAX)
 }
@@ -122,13 +154,6 @@ impl From<zbus::Error> for Refusal {
     fn from(error: zbus::Error) -> Self {
         Self::Failed(refused(&error))
     }
-}
-
-async fn connect(bus: Option<&str>) -> zbus::Result<Connection> {
-    let builder = bus.map_or_else(Builder::system, Builder::address);
-    let connecting = builder.method_timeout(PATIENCE).build();
-    let late = |_| zbus::Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
-    tokio::time::timeout(PATIENCE, connecting).await.map_err(late)?
 }
 
 async fn call<B>(bus: &Connection, method: &str, body: &B) -> zbus::Result<()>
