@@ -233,3 +233,250 @@ fn is_doubtful(error: &io::Error) -> bool {
         AddrNotAvailable | HostUnreachable | InvalidInput | NetworkDown | NetworkUnreachable
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
+    use std::task::Waker;
+
+    use super::*;
+    use crate::host::Interface;
+
+    const GATEWAY: &str = "192.0.2.1:4500";
+
+    /// What a socket has sent, how much more it takes, and what it fails with.
+    #[derive(Default)]
+    struct Wire {
+        sent: Vec<Vec<u8>>,
+        room: usize,
+        error: Option<io::ErrorKind>,
+        inbox: VecDeque<&'static [u8]>,
+    }
+
+    #[derive(Clone)]
+    struct Fake {
+        local: SocketAddr,
+        wire: Rc<RefCell<Wire>>,
+    }
+
+    impl Fake {
+        fn new(number: u16) -> (Self, Way) {
+            let way = Way {
+                source: IpAddr::from([10, 0, 0, 2]),
+                interface: Some(Interface {
+                    index: number.into(),
+                    name: format!("eth{number}"),
+                }),
+                mtu: None,
+            };
+            let fake = Self {
+                local: SocketAddr::new(way.source, number),
+                wire: Rc::default(),
+            };
+            fake.wire.borrow_mut().room = usize::MAX;
+            (fake, way)
+        }
+
+        fn sent(&self) -> Vec<Vec<u8>> {
+            self.wire.borrow().sent.clone()
+        }
+    }
+
+    impl Socket for Fake {
+        fn local(&self) -> SocketAddr {
+            self.local
+        }
+
+        fn poll_recv(&self, _: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<io::Result<()>> {
+            let mut ready = Poll::Pending;
+            while let Some(room) = batch.room() {
+                let Some(datagram) = self.wire.borrow_mut().inbox.pop_front() else {
+                    break;
+                };
+                room[..datagram.len()].copy_from_slice(datagram);
+                let path = Path {
+                    local: self.local,
+                    remote: GATEWAY.parse().unwrap(),
+                };
+                batch.push(datagram.len(), path);
+                ready = Poll::Ready(Ok(()));
+            }
+            ready
+        }
+
+        fn send(&self, _: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+            let mut wire = self.wire.borrow_mut();
+            if let Some(error) = wire.error {
+                return Err(error.into());
+            }
+            if wire.room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            wire.room -= 1;
+            wire.sent.push(datagram.to_vec());
+            Ok(())
+        }
+
+        fn poll_writable(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if self.wire.borrow().room > 0 {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            }
+        }
+    }
+
+    fn links(count: u16) -> (Links<Fake>, Vec<Fake>) {
+        let mut links = Links::new();
+        let mut fakes = Vec::new();
+        for number in 0..count {
+            let (fake, way) = Fake::new(number);
+            assert_eq!(links.add(fake.clone(), &way), fake.local);
+            fakes.push(fake);
+        }
+        (links, fakes)
+    }
+
+    fn transmit(fake: &Fake, payload: &[u8]) -> Transmit {
+        Transmit {
+            path: Path {
+                local: fake.local,
+                remote: GATEWAY.parse().unwrap(),
+            },
+            payload: payload.into(),
+        }
+    }
+
+    fn poll(links: &mut Links<Fake>, batch: &mut Batch<Path>) -> bool {
+        links
+            .poll(&mut Context::from_waker(Waker::noop()), batch)
+            .is_ready()
+    }
+
+    #[test]
+    fn a_datagram_leaves_by_the_socket_that_its_path_names() {
+        let (mut links, fakes) = links(3);
+        for fake in [&fakes[2], &fakes[0], &fakes[2]] {
+            assert!(links.queue(&transmit(fake, b"hello")));
+        }
+        links.flush();
+        let counts: Vec<_> = fakes.iter().map(|fake| fake.sent().len()).collect();
+        assert_eq!(counts, [1, 0, 2]);
+        let (unknown, _) = Fake::new(9);
+        assert!(!links.queue(&transmit(&unknown, b"hello")));
+    }
+
+    #[test]
+    fn the_same_source_and_interface_are_the_same_way() {
+        let (mut links, fakes) = links(2);
+        let (_, mut way) = Fake::new(1);
+        way.mtu = Some(1280);
+        assert_eq!(links.on(&way), Some(fakes[1].local));
+        let (_, other) = Fake::new(2);
+        assert_eq!(links.on(&other), None, "another interface");
+        way.source = IpAddr::from([10, 0, 0, 3]);
+        assert_eq!(links.on(&way), None, "another address");
+    }
+
+    #[test]
+    fn a_stuck_socket_keeps_its_own_datagrams_and_holds_up_no_other() {
+        let (mut links, fakes) = links(2);
+        fakes[0].wire.borrow_mut().room = 1;
+        for word in [b"one", b"two", b"tri"] {
+            assert!(links.queue(&transmit(&fakes[0], word)));
+        }
+        links.flush();
+        assert_eq!(fakes[0].sent(), [b"one"]);
+        assert!(!links.has_room(), "what comes next had better wait");
+        let mut batch = Batch::new();
+        assert!(!poll(&mut links, &mut batch));
+
+        assert!(links.queue(&transmit(&fakes[1], b"new")));
+        links.flush();
+        assert_eq!(fakes[1].sent(), [b"new"]);
+        assert!(links.has_room(), "the new way is free");
+
+        fakes[0].wire.borrow_mut().room = usize::MAX;
+        assert!(poll(&mut links, &mut batch));
+        links.flush();
+        assert_eq!(fakes[0].sent(), [b"one", b"two", b"tri"]);
+    }
+
+    #[test]
+    fn a_queue_that_is_full_says_so() {
+        let (mut links, fakes) = links(1);
+        fakes[0].wire.borrow_mut().room = 0;
+        let queued = (0..1000).take_while(|_| links.queue(&transmit(&fakes[0], b"hello")));
+        assert!((10..1000).contains(&queued.count()));
+        let path = transmit(&fakes[0], b"").path;
+        assert!(links.reserve(path, 100).is_none());
+    }
+
+    #[test]
+    fn what_is_queued_leaves_before_its_socket_is_closed() {
+        let (mut links, fakes) = links(3);
+        assert!(links.queue(&transmit(&fakes[1], b"bye")));
+        links.release(fakes[1].local);
+        assert_eq!(fakes[1].sent(), [b"bye"]);
+        assert!(!links.queue(&transmit(&fakes[1], b"late")));
+        assert!(links.queue(&transmit(&fakes[2], b"hello")));
+        links.flush();
+        assert_eq!(fakes[2].sent(), [b"hello"]);
+        links.release(fakes[1].local); // again: nothing
+    }
+
+    #[test]
+    fn of_too_many_the_one_unused_for_longest_goes() {
+        let (mut links, fakes) = links(u16::try_from(MOST).unwrap());
+        let (_, first) = Fake::new(0);
+        assert!(links.on(&first).is_some()); // used again
+        let (ninth, way) = Fake::new(90);
+        links.add(ninth.clone(), &way);
+        assert!(!links.queue(&transmit(&fakes[1], b"hello")), "closed");
+        for fake in fakes.iter().filter(|fake| fake.local != fakes[1].local) {
+            assert!(links.queue(&transmit(fake, b"hello")));
+        }
+        assert!(links.queue(&transmit(&ninth, b"hello")));
+    }
+
+    #[test]
+    fn errors_of_a_lost_way_raise_doubt_once_and_end_nothing() {
+        let (mut links, fakes) = links(1);
+        for (error, is_doubtful) in [
+            (io::ErrorKind::NetworkUnreachable, true),
+            (io::ErrorKind::HostUnreachable, true),
+            (io::ErrorKind::NetworkDown, true),
+            (io::ErrorKind::AddrNotAvailable, true),
+            (io::ErrorKind::InvalidInput, true),
+            (io::ErrorKind::PermissionDenied, false),
+            (io::ErrorKind::ConnectionRefused, false),
+        ] {
+            fakes[0].wire.borrow_mut().error = Some(error);
+            assert!(links.queue(&transmit(&fakes[0], b"hello")));
+            links.flush();
+            assert_eq!(links.take_doubt(), is_doubtful, "{error}");
+            assert!(!links.take_doubt());
+        }
+        fakes[0].wire.borrow_mut().error = None;
+        assert!(links.queue(&transmit(&fakes[0], b"hello")));
+        links.flush();
+        assert_eq!(fakes[0].sent(), [b"hello"], "what could not be sent is not kept");
+    }
+
+    #[test]
+    fn a_flood_on_one_socket_leaves_room_for_the_others() {
+        let (mut links, fakes) = links(3);
+        fakes[0].wire.borrow_mut().inbox = vec![&b"flood"[..]; 1000].into();
+        fakes[2].wire.borrow_mut().inbox = vec![&b"word"[..]].into();
+        let mut batch = Batch::new();
+        let mut turns = 0;
+        while !fakes[2].wire.borrow().inbox.is_empty() {
+            assert!(poll(&mut links, &mut batch));
+            batch.clear();
+            turns += 1;
+        }
+        assert!(turns <= 3, "heard in turn {turns}");
+    }
+}

@@ -7,10 +7,9 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use common::{Files, eventually, full_plan, in_namespace, look, plan, run};
+use common::{Bus, Files, full_plan, in_namespace, look, plan, run};
 use futures_util::StreamExt as _;
 use peregrine_core::plan::Plan;
 use peregrine_platform::host::Host as _;
@@ -238,43 +237,22 @@ fn a_resolvconf_without_effect_gives_way_to_the_file() {
     });
 }
 
-/// A message bus of its own, and on it something that answers as systemd-resolved and writes down what it was told.
-struct Bus {
-    daemon: Child,
-    address: String,
+/// Something that answers as systemd-resolved on a bus of its own, and writes down what it was told.
+struct Resolved {
+    bus: Bus,
     calls: Arc<Mutex<Vec<String>>>,
 }
 
-impl Bus {
+impl Resolved {
     fn new(files: &Files) -> Self {
-        let socket = files.path("bus");
-        let config = format!(
-            "<busconfig><type>custom</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>\
-             <policy context='default'><allow send_destination='*' eavesdrop='true'/><allow own='*'/>\
-             <allow receive_sender='*'/></policy></busconfig>",
-            socket.display()
-        );
-        fs::write(files.path("bus.conf"), config).unwrap();
-        let daemon = Command::new("dbus-daemon")
-            .arg(format!("--config-file={}", files.path("bus.conf").display()))
-            .arg("--nofork")
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the package dbus is installed");
-        eventually("the bus is there", || socket.exists());
         Self {
-            daemon,
-            address: format!("unix:path={}", socket.display()),
+            bus: Bus::new(files),
             calls: Arc::default(),
         }
     }
 
     async fn serve(&self, refused: &'static str) -> zbus::Connection {
-        let connection = zbus::connection::Builder::address(self.address.as_str())
-            .build()
-            .await
-            .unwrap();
-        connection.request_name("org.freedesktop.resolve1").await.unwrap();
+        let connection = self.bus.serve("org.freedesktop.resolve1").await;
         let (calls, answering) = (Arc::clone(&self.calls), connection.clone());
         tokio::spawn(async move {
             let mut messages = zbus::MessageStream::from(&answering);
@@ -318,23 +296,16 @@ impl Bus {
     }
 }
 
-impl Drop for Bus {
-    fn drop(&mut self) {
-        self.daemon.kill().unwrap();
-        self.daemon.wait().unwrap();
-    }
-}
-
 const STUB: &str = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch .\n";
 
 #[test]
 fn systemd_resolved_is_told_over_the_bus() {
     in_namespace(|| async {
         let files = Files::new();
-        let bus = Bus::new(&files);
+        let bus = Resolved::new(&files);
         let _resolved = bus.serve("").await;
         let mut config = files.config();
-        config.dns.bus = Some(bus.address.clone());
+        config.dns.bus = Some(bus.bus.address.clone());
         fs::write(files.resolv_conf(), STUB).unwrap();
         let host = LinuxHost::new(config).unwrap();
         let _tun = host.apply(full_plan()).await.unwrap();
@@ -380,9 +351,9 @@ fn systemd_resolved_is_told_over_the_bus() {
 fn a_stub_without_systemd_resolved_gives_way_to_the_file() {
     in_namespace(|| async {
         let files = Files::new();
-        let bus = Bus::new(&files);
+        let bus = Resolved::new(&files);
         let mut config = files.config();
-        config.dns.bus = Some(bus.address.clone());
+        config.dns.bus = Some(bus.bus.address.clone());
         fs::write(files.resolv_conf(), STUB).unwrap();
         let host = LinuxHost::new(config).unwrap();
         let _tun = host.apply(full_plan()).await.unwrap();
@@ -396,10 +367,10 @@ fn a_stub_without_systemd_resolved_gives_way_to_the_file() {
 fn systemd_resolved_that_refuses_is_a_failure_for_want_of_a_privilege() {
     in_namespace(|| async {
         let files = Files::new();
-        let bus = Bus::new(&files);
+        let bus = Resolved::new(&files);
         let _resolved = bus.serve("SetLinkDNS").await;
         let mut config = files.config();
-        config.dns.bus = Some(bus.address.clone());
+        config.dns.bus = Some(bus.bus.address.clone());
         fs::write(files.resolv_conf(), STUB).unwrap();
         let host = LinuxHost::new(config).unwrap();
         let before = common::snapshot();

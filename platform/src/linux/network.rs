@@ -49,9 +49,6 @@ const BUFFER: usize = 65_536;
 /// Room for what comes while we do not read. What does not fit is reported as lost, which is a report too.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// Messages to read before others get their turn.
-const AT_ONCE: usize = 64;
-
 /// New things are looked at when it has been quiet this long ...
 const QUIET: Duration = Duration::from_millis(75);
 /// ... and after this time even when it has not.
@@ -181,7 +178,7 @@ impl Changes {
     ) -> Result<Self, HostFault> {
         let failed = |error| fault("listen to the kernel about networks", error);
         Ok(Self {
-            kernel: listen().and_then(watch).map_err(failed)?,
+            kernel: subscribe().and_then(watch).map_err(failed)?,
             buffer: vec![0; BUFFER],
             netlink: Netlink::open().map_err(failed)?,
             shared,
@@ -197,33 +194,27 @@ impl Changes {
         })
     }
 
-    /// Reads what the kernel says, and decides when to look.
-    fn read(&mut self) {
-        let mut worst = Concern::Nothing;
-        for _ in 0..AT_ONCE {
-            let buffer = &mut self.buffer;
-            match self.kernel.try_io(READING, |mut kernel| kernel.read(buffer)) {
-                Ok(len) => {
-                    let octets = std::mem::take(&mut self.buffer);
-                    worst = worst.max(self.understand(octets.get(..len).unwrap_or_default()));
-                    self.buffer = octets;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                // ENOBUFS: there was too much of it. Anything may have changed.
-                Err(error) => {
-                    tracing::debug!(%error, "the kernel's messages were lost");
-                    self.has_link = true;
-                    note(&mut self.ours);
-                    worst = Concern::Loss;
-                    break;
-                }
+    /// The kernel said something that is now at the begin of our buffer: decides when to look.
+    fn hear(&mut self, said: io::Result<usize>) {
+        let concern = match said {
+            Ok(len) => {
+                let octets = std::mem::take(&mut self.buffer);
+                let concern = self.understand(octets.get(..len).unwrap_or_default());
+                self.buffer = octets;
+                concern
             }
-        }
-        if worst >= Concern::Ways {
+            // ENOBUFS: there was too much of it. Anything may have changed.
+            Err(error) => {
+                tracing::debug!(%error, "the kernel's messages were lost");
+                self.has_link = true;
+                note(&mut self.ours);
+                Concern::Loss
+            }
+        };
+        if concern >= Concern::Ways {
             note(&mut self.ways);
         }
-        if worst == Concern::Loss {
+        if concern == Concern::Loss {
             let now = Instant::now();
             self.hurry = Some(self.looked.map_or(now, |looked| now.max(looked + BREATH)));
         }
@@ -374,7 +365,7 @@ impl host::Changes for Changes {
     async fn next(&mut self) -> Change {
         loop {
             tokio::select! {
-                () = readable(&self.kernel) => self.read(),
+                said = listen(&self.kernel, &mut self.buffer) => self.hear(said),
                 () = until(self.hurry) => {
                     // What came with it may have more to come: that is looked at in its own time.
                     if self.look() {
@@ -420,10 +411,18 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-async fn readable(kernel: &AsyncFd<File>) {
-    // A descriptor that cannot be waited for belongs to a runtime that ends.
-    if kernel.ready(READING).await.is_err() {
-        pending().await
+/// Waits for the kernel's next words.
+async fn listen(kernel: &AsyncFd<File>, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // A descriptor that cannot be waited for belongs to a runtime that ends.
+        let Ok(mut ready) = kernel.ready(READING).await else {
+            return pending().await;
+        };
+        match kernel.get_ref().read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            said => return said,
+        }
     }
 }
 
@@ -443,7 +442,7 @@ async fn file_changed(files: Option<&mut Watch>) {
 }
 
 /// A socket that gets the kernel's messages. Messages of other processes do not reach it (netlink(7)).
-fn listen() -> io::Result<File> {
+fn subscribe() -> io::Result<File> {
     let socket = Socket::new(
         Domain::from(libc::AF_NETLINK),
         Type::RAW.nonblocking().cloexec(),

@@ -7,8 +7,8 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::mpsc;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -63,9 +63,63 @@ impl Namespace {
 
     /// A cable from the network namespace of the caller to this one: `uplink0` here and `wire0` there.
     pub(crate) fn connect_to_caller(&self) {
-        run("ip link add uplink0 type veth peer name wire0");
-        run(&format!("ip link set wire0 netns {}", self.thread));
+        self.connect(0);
     }
+
+    /// One more cable: `uplinkN` here and `wireN` there.
+    pub(crate) fn connect(&self, number: u8) {
+        run(&format!(
+            "ip link add uplink{number} type veth peer name wire{number}"
+        ));
+        run(&format!("ip link set wire{number} netns {}", self.thread));
+    }
+}
+
+/// Runs `test` in a namespace with two uplinks, and gives it the network behind both.
+///
+/// `uplink0` has the addresses 192.0.2.2 and 2001:db8:1::2, and `uplink1` has 203.0.113.2 and 2001:db8:3::2, each with
+/// the network's .1 beside it; default routes there are none yet. 198.51.100.1 and 2001:db8:2::1 are somewhere in the
+/// network, which drops what comes in with an address of the other cable's.
+pub(crate) fn with_two_networks<F: Future<Output = ()>>(
+    test: impl FnOnce(Arc<Namespace>) -> F + Send + 'static,
+) {
+    let client = Namespace::new();
+    let network = Arc::new(Namespace::new());
+    client.run(move || {
+        for (number, v4, v6) in [(0, "192.0.2", "2001:db8:1"), (1, "203.0.113", "2001:db8:3")] {
+            network.connect(number);
+            network.run(move || {
+                run(&format!("ip addr add {v4}.1/24 dev wire{number}"));
+                run(&format!("ip addr add {v6}::1/64 dev wire{number} nodad"));
+                run(&format!("ip link set wire{number} up"));
+            });
+            run(&format!("ip addr add {v4}.2/24 dev uplink{number}"));
+            run(&format!("ip addr add {v6}::2/64 dev uplink{number} nodad"));
+            run(&format!("ip link set uplink{number} up"));
+        }
+        network.run(|| {
+            run("ip addr add 198.51.100.1/32 dev lo");
+            run("ip addr add 2001:db8:2::1/128 dev lo nodad");
+            run("nft add table inet filter");
+            run("nft add chain inet filter in { type filter hook input priority 0 ; }");
+            for (number, v4, v6) in [
+                (0, "203.0.113.0/24", "2001:db8:3::/64"),
+                (1, "192.0.2.0/24", "2001:db8:1::/64"),
+            ] {
+                run(&format!(
+                    "nft add rule inet filter in iifname wire{number} ip saddr {v4} drop"
+                ));
+                run(&format!(
+                    "nft add rule inet filter in iifname wire{number} ip6 saddr {v6} drop"
+                ));
+            }
+        });
+        eventually("the cables are up", || {
+            run("ip link").matches("state UP").count() == 2
+        });
+        // It lives until the test has ended, whatever the test does with it.
+        block_on(test(Arc::clone(&network)));
+    });
 }
 
 /// Runs `test` with an asynchronous runtime in new namespaces.
@@ -174,6 +228,51 @@ pub(crate) fn config_in(root: &Path) -> Config {
             resolvconf: Vec::new(),
             bus: None,
         },
+    }
+}
+
+/// A message bus of its own.
+pub(crate) struct Bus {
+    daemon: Child,
+    pub(crate) address: String,
+}
+
+impl Bus {
+    pub(crate) fn new(files: &Files) -> Self {
+        let socket = files.path("bus");
+        let config = format!(
+            "<busconfig><type>custom</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>\
+             <policy context='default'><allow send_destination='*' eavesdrop='true'/><allow own='*'/>\
+             <allow receive_sender='*'/></policy></busconfig>",
+            socket.display()
+        );
+        fs::write(files.path("bus.conf"), config).unwrap();
+        let daemon = Command::new("dbus-daemon")
+            .arg(format!("--config-file={}", files.path("bus.conf").display()))
+            .arg("--nofork")
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the package dbus is installed");
+        eventually("the bus is there", || socket.exists());
+        Self {
+            daemon,
+            address: format!("unix:path={}", socket.display()),
+        }
+    }
+
+    /// A connection that has this name on the bus.
+    pub(crate) async fn serve(&self, name: &'static str) -> zbus::Connection {
+        let builder = zbus::connection::Builder::address(self.address.as_str());
+        let connection = builder.build().await.unwrap();
+        connection.request_name(name).await.unwrap();
+        connection
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        self.daemon.kill().unwrap();
+        self.daemon.wait().unwrap();
     }
 }
 
