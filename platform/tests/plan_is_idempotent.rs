@@ -4,7 +4,12 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{Files, full_plan, in_namespace, plan, run, snapshot};
@@ -130,6 +135,75 @@ fn a_changed_plan_leaves_nothing_of_the_old_one() {
         };
         assert_eq!(without_index(snapshot()), without_index(changed_over));
         drop(again);
+    });
+}
+
+/// Where a program's packets to `destination` leave: the address that they carry.
+fn source(destination: &str) -> Result<IpAddr, ErrorKind> {
+    let destination: SocketAddr = destination.parse().unwrap();
+    let any = if destination.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    };
+    let socket = UdpSocket::bind(any).unwrap();
+    socket.connect(destination).map_err(|error| error.kind())?;
+    Ok(socket.local_addr().unwrap().ip())
+}
+
+#[test]
+fn from_plan_to_plan_there_is_no_moment_beside_the_tunnel() {
+    const DESTINATIONS: [&str; 4] = [
+        "198.51.100.1:9",
+        "9.9.9.9:9",
+        "[2001:db8:2::1]:9",
+        "[fd00:9::1]:9",
+    ];
+    common::with_two_networks(|_network| async move {
+        run("ip route add default via 192.0.2.1 dev uplink0");
+        run("ip -6 route add default via 2001:db8:1::1 dev uplink0");
+        let files = Files::new();
+        let host = files.host();
+        let halves = plan(
+            &["10.3.0.2/32", "fd00:3::2/128"],
+            &["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"],
+            &["10.3.0.54", "10.3.0.55"],
+        );
+        let mut narrow = full_plan();
+        if let Some(config) = &mut narrow.tunnel {
+            config.mtu = 1280;
+            config.dns.servers.clear();
+            config.excluded.insert("192.0.2.0/24".parse().unwrap());
+            config.refused.insert("2001:db8:99::/48".parse().unwrap());
+            config.addresses.push("10.3.0.3/32".parse().unwrap());
+        }
+        let first = host.apply(full_plan()).await.unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&over);
+        let watcher = std::thread::spawn(move || {
+            let (mut looks, mut sources) = (0_u32, BTreeSet::new());
+            while !is_over.load(Ordering::Relaxed) {
+                for destination in DESTINATIONS {
+                    sources.insert(source(destination).map(|source| source.to_string()));
+                    looks += 1;
+                }
+            }
+            (looks, sources)
+        });
+        for _ in 0..20 {
+            for plan in [&halves, &narrow, &full_plan()] {
+                let applied = host.apply(plan.clone()).await.unwrap();
+                assert!(applied.tun.is_none(), "the device is kept");
+                assert_eq!(applied.interface.as_deref(), Some("peregrine0"));
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        let (looks, sources) = watcher.join().unwrap();
+        println!("{looks} looks during 60 changes: {sources:?}");
+        let expected = ["10.3.0.1", "10.3.0.2", "fd00:3::1", "fd00:3::2"];
+        assert_eq!(sources, expected.map(|source| Ok(source.to_owned())).into());
+        assert!(looks > 1000, "{looks} looks");
+        drop(first);
     });
 }
 
