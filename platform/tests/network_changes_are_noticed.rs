@@ -1,6 +1,10 @@
 //! What changes the way to the gateway is noticed soon, and what does not is no news.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the measured times are shown with --nocapture"
+)]
 
 mod common;
 

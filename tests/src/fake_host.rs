@@ -40,6 +40,8 @@ pub struct Machine {
     pub stuck: Vec<SocketAddr>,
     /// What the sockets with these addresses fail with.
     pub broken: BTreeMap<SocketAddr, io::ErrorKind>,
+    /// How often the client asked for a way.
+    pub asked: usize,
     /// The way to IPv4 addresses and to IPv6 addresses, while there is one.
     pub ways: [Option<Way>; 2],
     /// The addresses of names.
@@ -100,6 +102,7 @@ impl FakeHost {
             room: usize::MAX,
             stuck: Vec::new(),
             broken: BTreeMap::new(),
+            asked: 0,
             ways: [Some(way("10.0.0.2", 0)), None],
             names: BTreeMap::new(),
             sockets: Vec::new(),
@@ -327,7 +330,9 @@ impl Host for FakeHost {
     }
 
     fn way(&self, remote: SocketAddr) -> Result<Way, HostFault> {
-        let [v4, v6] = &self.machine().ways;
+        let machine = &mut *self.machine();
+        machine.asked += 1;
+        let [v4, v6] = &machine.ways;
         let way = if remote.is_ipv4() { v4 } else { v6 };
         way.clone().ok_or_else(|| HostFault {
             action: format!("find a way to {}", remote.ip()),

@@ -10,8 +10,9 @@ use peregrine_core::command::{Cause, Command, HostFault, State, Status, Traffic}
 use peregrine_core::plan::Plan;
 use peregrine_core::profile::AuthKind;
 use peregrine_platform::driver::{self, Notice};
+use peregrine_platform::host::Change;
 use peregrine_tests::cast::{Cast, packet};
-use peregrine_tests::fake_host::FakeHost;
+use peregrine_tests::fake_host::{FakeHost, way};
 use peregrine_tests::gateway::Gateway;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -415,5 +416,147 @@ fn a_reader_that_sleeps_still_hears_how_it_ended() {
         assert_eq!(last, State::Connected);
         drop(commands);
         running.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_connection_goes_by_the_way_of_its_time() {
+    scene(async {
+        let mut scene = Scene::new();
+        for source in ["10.0.0.2", "192.0.2.7"] {
+            scene.host.machine().ways[0] = Some(way(source, 3));
+            scene.connect_and_wait().await;
+            assert!(scene.carries().await);
+            let path = scene.status().path.unwrap();
+            assert_eq!(path.local.ip().to_string(), source);
+            assert_eq!(path.interface.as_deref(), Some("eth3"));
+            assert_eq!(scene.host.machine().sockets, [path.local]);
+            let stray = scene
+                .host
+                .machine()
+                .sent
+                .iter()
+                .any(|sent| sent.local != path.local);
+            assert!(!stray, "everything leaves by the one socket");
+            scene.command(Command::Disconnect).await;
+            assert!(scene.reaches(State::Idle).await);
+            scene.host.machine().sent.clear();
+        }
+        assert_eq!(scene.end().await, Ok(()));
+    });
+}
+
+#[test]
+fn what_others_break_is_put_back_at_once_but_not_again_and_again() {
+    scene(async {
+        let mut scene = Scene::new();
+        scene.connect_and_wait().await;
+        let plans = || scene.host.machine().plans.len() - 2;
+        assert_eq!(plans(), 0);
+        scene.host.change(Change::Plan);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(plans(), 1, "at once");
+        // Somebody who does it twice a second.
+        for _ in 0..240 {
+            scene.host.change(Change::Plan);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        assert!((7..=9).contains(&plans()), "{} repairs in two minutes", plans());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let repairs = plans();
+        assert!(
+            (8..=9).contains(&repairs),
+            "the last damage is mended too, and then nothing"
+        );
+        assert!(scene.carries().await);
+        assert_eq!(scene.states().last(), Some(&State::Connected));
+        assert_eq!(scene.host.machine().devices, 1, "the device is kept");
+        scene.command(Command::Disconnect).await;
+        assert!(scene.reaches(State::Idle).await);
+        let before = scene.host.machine().plans.len();
+        scene.host.change(Change::Plan);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(
+            scene.host.machine().plans.len(),
+            before,
+            "there is nothing to put back"
+        );
+        assert_eq!(scene.end().await, Ok(()));
+    });
+}
+
+/// How often the client asked for its ways since `since`.
+fn asked(scene: &Scene, since: &mut usize) -> usize {
+    let all = scene.host.machine().asked;
+    all - std::mem::replace(since, all)
+}
+
+#[test]
+#[ignore = "the client does not ask for its ways anew yet"]
+fn whatever_tells_of_other_networks_lets_the_client_ask_for_its_ways() {
+    scene(async {
+        let mut scene = Scene::new();
+        scene.connect_and_wait().await;
+        let since = &mut scene.host.machine().asked.clone();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(asked(&scene, since), 0, "for nothing it does not ask");
+        for change in [Change::Networks, Change::Woke] {
+            scene.host.change(change);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(asked(&scene, since) > 0, "{change:?}");
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        let _more = asked(&scene, since);
+        assert_eq!(scene.end().await, Ok(()));
+    });
+}
+
+#[test]
+#[ignore = "the client does not ask for its ways anew yet"]
+fn an_alarm_that_is_late_is_a_sleep_and_a_short_one_is_nothing() {
+    scene(async {
+        let mut scene = Scene::new();
+        scene.connect_and_wait().await;
+        let since = &mut scene.host.machine().asked.clone();
+        scene.host.stop(Duration::from_millis(500));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(asked(&scene, since), 0);
+        scene.host.stop(Duration::from_secs(3600)); // longer than any timer of an idle client
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(asked(&scene, since) > 0, "stopped");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let _more = asked(&scene, since);
+        // A sleep that no alarm fell into is noticed with the next thing that happens.
+        scene.host.sleep(Duration::from_secs(2));
+        scene.host.send(packet("10.3.0.1", "10.9.9.9", 300));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(asked(&scene, since) > 0, "slept");
+        assert_eq!(scene.end().await, Ok(()));
+    });
+}
+
+#[test]
+#[ignore = "the client does not ask for its ways anew yet"]
+fn errors_of_a_socket_are_a_hint_once_a_second_and_end_nothing() {
+    scene(async {
+        let mut scene = Scene::new();
+        scene.connect_and_wait().await;
+        let since = &mut scene.host.machine().asked.clone();
+        let local = scene.host.machine().sockets[0];
+        scene
+            .host
+            .machine()
+            .broken
+            .insert(local, std::io::ErrorKind::NetworkUnreachable);
+        for _ in 0..100 {
+            scene.host.send(packet("10.3.0.1", "10.9.9.9", 300));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let hints = asked(&scene, since);
+        assert!((4..=24).contains(&hints), "asked {hints} times in 5 s");
+        assert_eq!(scene.status().state, State::Connected);
+        scene.host.machine().broken.clear();
+        assert!(scene.carries().await);
+        assert_eq!(scene.end().await, Ok(()));
     });
 }
