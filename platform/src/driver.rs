@@ -388,8 +388,6 @@ impl<'h, H: Host> Driver<'h, H> {
                 self.client.handle_answer(Answer::Bound(remote, bound), now);
             }
             Event::Plan(plan) => self.plans.ask(self.host, plan),
-            // There is one socket for each address family, and the other ways lead through it too.
-            Event::Release(_) => {}
             Event::Happened(happening) => {
                 let _not_read = self.notices.try_send(Notice::Happened(happening));
             }
