@@ -209,7 +209,11 @@ fn sweep(name: &str) {
 }
 
 /// A program that cargo builds: from `PEREGRINE_BIN` if it is `peregrine`, else from beside this test's folder.
-fn program(name: &str) -> PathBuf {
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
     if name == "peregrine"
         && let Some(path) = std::env::var_os("PEREGRINE_BIN")
     {
