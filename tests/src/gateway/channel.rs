@@ -182,7 +182,7 @@ impl Channel {
             initiator: header.initiator_spi,
             responder: header.responder_spi,
         };
-        if spis != self.spis || header.flags.initiator == (self.initiator == Side::Gateway) {
+        if spis != self.spis {
             return Incoming::Nothing;
         }
         let key = match self.initiator {

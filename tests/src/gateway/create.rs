@@ -237,7 +237,6 @@ impl Session {
         child.replaces = old;
         self.children.push(child);
         let Some(old) = old else { return Ok(()) };
-        self.tasks.retain(|queued| queued.task != Task::RekeyChild(old));
         match &mut self.sas[index].active {
             Some(Active::Child(attempt)) if attempt.rekeys == Some(old) => {
                 attempt.rival = Some((own_spi, nonces.lowest().to_vec()));

@@ -207,7 +207,6 @@ impl Session {
             }
             Some((spi, _)) => {
                 if let Some(redundant) = self.child(spi) {
-                    redundant.sends = false;
                     redundant.await_delete(cx.now);
                 }
                 old

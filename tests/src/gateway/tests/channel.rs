@@ -67,6 +67,12 @@ fn an_answer_ends_retransmission_and_a_second_answer_changes_nothing() {
     table.send(&answer);
     table.send(&answer);
     assert_eq!(table.gateway.answers().len(), 1);
+    table.gateway_does(|gateway, now| gateway.ask_liveness(now));
+    table.send(&answer);
+    assert_eq!(table.gateway.answers().len(), 1, "that was the other question");
+    let question = table.request();
+    table.reply(&question, &[]);
+    assert_eq!(table.gateway.answers().len(), 2);
     table.pass(Duration::from_secs(60));
     assert!(table.requests.is_empty());
     table.has(&[(0, &[0])]);

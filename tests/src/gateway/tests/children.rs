@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use peregrine_core::proposal::EspProposal;
+use peregrine_core::proposal::{EspProposal, IkeProposal};
 use peregrine_core::wire::iana::{ExchangeType, KeMethod, NotifyType, PayloadType, ProtocolId};
 use peregrine_core::wire::{Notify, Payload};
 
@@ -51,8 +51,11 @@ fn the_client_rekeys_with_and_without_a_key_exchange() {
 
 #[test]
 fn keys_of_ciphers_with_a_separate_integrity_algorithm_are_in_order() {
-    let mut table = Table::new(|config| config.esp = esp("aes256-sha256-x25519"));
-    table.esp_cipher = CBC;
+    let mut table = Table::new(|config| {
+        config.ike = vec![IkeProposal::parse("aes256-sha256-x25519").unwrap()];
+        config.esp = esp("aes256-sha256-x25519");
+    });
+    (table.ike_cipher, table.esp_cipher) = (CBC, CBC);
     table.connect();
     assert!(table.sends_on(0) && table.is_sent_on(0));
     let new = table.rekey_child(0, 0, &[X25519]);
@@ -406,6 +409,18 @@ fn a_rekey_that_the_client_did_not_notice_is_not_tried_again() {
         table.pass(Duration::from_secs(30));
         assert!(table.requests.is_empty(), "{error}");
     }
+}
+
+#[test]
+fn what_the_client_did_meanwhile_stands_and_the_old_one_goes() {
+    let mut table = connected();
+    let (request, theirs) = cross(&mut table);
+    table.reply(&request, &[note(NotifyType::TEMPORARY_FAILURE, &[])]);
+    // The client forgets to delete it.
+    table.pass(Duration::from_secs(61));
+    let delete = table.request();
+    table.confirm_delete(&delete, 0);
+    table.has(&[(0, &[theirs])]);
 }
 
 #[test]

@@ -249,6 +249,14 @@ fn a_ticket_continues_an_ike_sa_once_and_ends_the_old_one_silently() {
 }
 
 #[test]
+#[should_panic(expected = "AUTH")]
+fn a_ticket_is_for_who_got_it() {
+    let (mut table, ticket, derive) = with_ticket(|_| {});
+    table.identity = b"mallory@example.org";
+    table.resume(&ticket, &derive);
+}
+
+#[test]
 fn a_ticket_is_void_when_its_ike_sa_is_over_or_rekeyed() {
     let nack = Some(NotifyType::TICKET_NACK);
     let (mut table, ticket, derive) = with_ticket(|_| {});

@@ -212,7 +212,7 @@ impl Table {
     ) -> usize {
         let old = &self.sas[old].keys;
         let skeyseed = hmac(old.hash, &old.d, &[shared, nonces]);
-        let keys = Keys::expand(hash, skeyseed.as_bytes(), nonces, i, r);
+        let keys = Keys::expand(self.ike_cipher, hash, skeyseed.as_bytes(), nonces, i, r);
         self.sas.push(Sa::new(i, r, is_initiator, keys, 0));
         self.sas.len() - 1
     }

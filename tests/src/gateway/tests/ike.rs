@@ -288,6 +288,23 @@ fn a_question_of_the_gateways_does_not_keep_the_client_from_rekeying() {
 }
 
 #[test]
+fn what_the_client_has_rekeyed_the_gateway_need_not() {
+    let mut table = connected();
+    table.gateway_does(|gateway, now| gateway.ask_liveness(now));
+    table.gateway_does(|gateway, now| gateway.rekey_ike(now));
+    table.gateway_does(|gateway, now| gateway.rekey_child(now));
+    let _unanswered = table.request();
+    let child = table.rekey_child(0, 0, &[]);
+    let new = table.rekey_ike(0);
+    table.ask(0, INFORM, &[delete_ike()]);
+    let question = table.request();
+    assert!(question.kinds().is_empty(), "what was asked on the old one");
+    table.reply(&question, &[]);
+    assert!(table.requests.is_empty());
+    table.has(&[(new, &[0, child])]);
+}
+
+#[test]
 fn what_is_being_closed_is_not_rekeyed() {
     let mut table = connected();
     table.gateway_does(|gateway, now| gateway.delete_ike(now));

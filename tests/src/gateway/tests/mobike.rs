@@ -43,7 +43,15 @@ fn reached_at(table: &mut Table) -> (Path, Path) {
 
 #[test]
 fn only_an_update_moves_the_sas() {
-    let mut table = Table::connected(|_| {});
+    for behind_nat in [false, true] {
+        let mut table = Table::new(|_| {});
+        table.masked = behind_nat;
+        table.connect();
+        moves_with_updates_only(table);
+    }
+}
+
+fn moves_with_updates_only(mut table: Table) {
     let home = table.path;
     table.path.remote = elsewhere();
     let answer = table.ask(0, INFORM, &[]);

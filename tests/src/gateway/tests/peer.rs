@@ -59,6 +59,7 @@ pub(super) struct Table {
     /// It says that it is somewhere else than it is seen, as behind a NAT.
     pub(super) masked: bool,
     pub(super) identity: &'static [u8],
+    pub(super) ike_cipher: CipherSuite,
     pub(super) esp_cipher: CipherSuite,
     /// The client's nonce in the last answer of its own.
     pub(super) said_nonce: Vec<u8>,
@@ -117,19 +118,32 @@ pub(super) const CBC: CipherSuite = CipherSuite {
 };
 
 impl Keys {
-    /// `{SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr)` for AES-GCM
-    /// with 256 bits.
-    pub(super) fn expand(hash: HashKind, skeyseed: &[u8], nonces: &[u8], i: IkeSpi, r: IkeSpi) -> Self {
-        let p = hash.output_len();
-        let stream = prf_plus(hash, skeyseed, &[nonces, &i.0, &r.0].concat(), 3 * p + 72);
-        let key = |from: usize| PacketKey::new(GCM, &stream[from..from + 36], &[]).unwrap();
+    /// `{SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr)`.
+    pub(super) fn expand(
+        cipher: CipherSuite,
+        hash: HashKind,
+        skeyseed: &[u8],
+        nonces: &[u8],
+        i: IkeSpi,
+        r: IkeSpi,
+    ) -> Self {
+        let (p, a, e) = (hash.output_len(), cipher.integ_key_len(), cipher.encr_key_len());
+        let mut rest = prf_plus(
+            hash,
+            skeyseed,
+            &[nonces, &i.0, &r.0].concat(),
+            3 * p + 2 * a + 2 * e,
+        );
+        let mut next = |len: usize| rest.drain(..len).collect::<Vec<u8>>();
+        let d = next(p);
+        let (ai, ar, ei, er) = (next(a), next(a), next(e), next(e));
         Self {
             hash,
-            d: stream[..p].to_vec(),
-            from_i: key(p),
-            from_r: key(p + 36),
-            pi: stream[p + 72..2 * p + 72].to_vec(),
-            pr: stream[2 * p + 72..].to_vec(),
+            d,
+            from_i: PacketKey::new(cipher, &ei, &ai).unwrap(),
+            from_r: PacketKey::new(cipher, &er, &ar).unwrap(),
+            pi: next(p),
+            pr: next(p),
         }
     }
 }
@@ -183,6 +197,7 @@ impl Table {
             hint: Vec::new(),
             masked: false,
             identity: b"alice@example.org",
+            ike_cipher: GCM,
             esp_cipher: GCM,
             said_nonce: Vec::new(),
             rng: Rng::new([0x50; 32]),
@@ -258,9 +273,13 @@ impl Table {
         let i = IkeSpi(self.bytes());
         let nonce: [u8; 32] = self.bytes();
         let ke = KeyExchange::generate(KeMethod::CURVE25519, &mut self.rng).unwrap();
-        let offer = IkeProposal::parse("aes256gcm16-prfsha256-x25519").unwrap();
+        let offer = IkeProposal::parse(if self.ike_cipher == GCM {
+            "aes256gcm16-prfsha256-x25519"
+        } else {
+            "aes256-sha256-x25519"
+        });
         let payloads = [
-            Payload::Sa(vec![offer.to_wire(1, &[])]),
+            Payload::Sa(vec![offer.unwrap().to_wire(1, &[])]),
             ke_payload(&ke),
             Payload::Nonce(&nonce),
         ];
@@ -273,7 +292,14 @@ impl Table {
         let shared = ke.agree(&theirs).unwrap();
         let nonces = [nonce.as_slice(), &said.nonce()].concat();
         let skeyseed = hmac(HashKind::Sha2_256, &nonces, &[shared.as_bytes()]);
-        let keys = Keys::expand(HashKind::Sha2_256, skeyseed.as_bytes(), &nonces, i, r);
+        let keys = Keys::expand(
+            self.ike_cipher,
+            HashKind::Sha2_256,
+            skeyseed.as_bytes(),
+            &nonces,
+            i,
+            r,
+        );
         self.sas.push(Sa::new(i, r, true, keys, 1));
         assert_eq!(
             said.notify(NotifyType::NAT_DETECTION_SOURCE_IP).unwrap(),
@@ -534,7 +560,7 @@ impl Table {
         let nonces = [nonce.as_slice(), &said.nonce()].concat();
         let hash = HashKind::Sha2_256;
         let skeyseed = hmac(hash, derive, &[b"Resumption", &nonces]);
-        let keys = Keys::expand(hash, skeyseed.as_bytes(), &nonces, i, r);
+        let keys = Keys::expand(self.ike_cipher, hash, skeyseed.as_bytes(), &nonces, i, r);
         self.sas.push(Sa::new(i, r, true, keys, 1));
         self.finish(&request, &response, &nonces, Some(derive));
         None
