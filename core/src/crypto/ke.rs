@@ -1,6 +1,8 @@
-//! Ephemeral Diffie-Hellman: X25519 (RFC 8031), the ECP groups (RFC 5903), the MODP groups (RFC 3526).
+//! Key exchange methods: X25519 (RFC 8031), the ECP groups (RFC 5903), the MODP groups (RFC 3526), ML-KEM
+//! (draft-ietf-ipsecme-ikev2-mlkem).
 
 mod ecp;
+mod mlkem;
 mod modp;
 #[cfg(test)]
 mod tests;
@@ -15,14 +17,16 @@ use p521::NistP521;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
+use self::mlkem::MlKem;
 use self::modp::Modp;
 use super::{CryptoError, Secret};
 use crate::rng::Rng;
 use crate::wire::iana::KeMethod;
 
-/// Our half of one key exchange: an ephemeral private value, used once, and the public value of the KE payload.
+/// The initiator's half of one key exchange: an ephemeral private value, used once, and the public value of the KE
+/// payload. [`KeyExchange::respond`] is the responder's half.
 ///
-/// The private value is the octets that the group's own definition serializes, on the heap, zeroized when dropped.
+/// The private value is the octets that the method's own definition serializes, on the heap, zeroized when dropped.
 pub struct KeyExchange {
     group: Group,
     private: Secret,
@@ -41,6 +45,12 @@ impl KeyExchange {
     #[must_use]
     pub fn is_legacy(method: KeMethod) -> bool {
         matches!(method, KeMethod::MODP_1024 | KeMethod::MODP_1536)
+    }
+
+    /// Whether the method holds against a quantum computer: ML-KEM.
+    #[must_use]
+    pub fn is_post_quantum(method: KeMethod) -> bool {
+        MlKem::of(method).is_some()
     }
 
     /// A fresh private value and the public value that belongs to it.
@@ -81,6 +91,7 @@ impl KeyExchange {
             Group::Ecp384 => ecp::public::<NistP384>(&private)?,
             Group::Ecp521 => ecp::public::<NistP521>(&private)?,
             Group::Modp(modp) => modp.public(&private),
+            Group::MlKem(kem) => kem.public(&private)?,
         };
         Ok(Self {
             group,
@@ -95,21 +106,39 @@ impl KeyExchange {
         self.group.method()
     }
 
-    /// Our public value as the KE payload carries it: the u-coordinate, x and y, or the number left-padded to the
-    /// length of the modulus.
+    /// The responder's half of a key exchange with the owner of the public value `peer`: what the responder's KE payload
+    /// carries, and the shared secret. For ML-KEM that is a ciphertext and the fresh secret in it, for the others a
+    /// fresh public value and what both values make.
+    ///
+    /// # Errors
+    /// [`CryptoError::Unsupported`] for a method that we do not have; otherwise as [`Self::agree`]. An encapsulation key
+    /// that fails the checks of FIPS 203, section 7.2, is [`CryptoError::PublicLength`] or [`CryptoError::PublicValue`].
+    pub fn respond(method: KeMethod, peer: &[u8], rng: &mut Rng) -> Result<(Vec<u8>, Secret), CryptoError> {
+        if let Some(kem) = MlKem::of(method) {
+            return kem.encapsulate(peer, rng);
+        }
+        let ours = Self::generate(method, rng)?;
+        let shared = ours.agree(peer)?;
+        Ok((ours.public, shared))
+    }
+
+    /// Our public value as the KE payload carries it: the u-coordinate, x and y, the number left-padded to the length of
+    /// the modulus, or the encapsulation key.
     #[must_use]
     pub fn public(&self) -> &[u8] {
         &self.public
     }
 
-    /// The shared secret with the owner of the public value `peer`: 32 octets for X25519, x alone for ECP (RFC 5903,
-    /// section 7), the number left-padded to the length of the modulus for MODP (RFC 7296, section 2.14).
+    /// The shared secret with the responder whose value is `peer`: 32 octets for X25519, x alone for ECP (RFC 5903,
+    /// section 7), the number left-padded to the length of the modulus for MODP (RFC 7296, section 2.14), 32 octets for
+    /// ML-KEM, where `peer` is a ciphertext.
     ///
     /// # Errors
-    /// [`CryptoError::PublicLength`] and [`CryptoError::PublicValue`], after the tests of RFC 6989, section 2, and of
-    /// RFC 7748, section 6.1.
+    /// [`CryptoError::PublicLength`] and [`CryptoError::PublicValue`], after the tests of RFC 6989, section 2, of RFC
+    /// 7748, section 6.1, and of FIPS 203, section 7.3. A ciphertext of the right length that is wrong is no error: it
+    /// gives a secret that nobody else has.
     pub fn agree(&self, peer: &[u8]) -> Result<Secret, CryptoError> {
-        let expected = self.public.len();
+        let expected = self.peer_len();
         if peer.len() != expected {
             return Err(CryptoError::PublicLength {
                 expected,
@@ -122,6 +151,17 @@ impl KeyExchange {
             Group::Ecp384 => ecp::agree::<NistP384>(&self.private, peer),
             Group::Ecp521 => ecp::agree::<NistP521>(&self.private, peer),
             Group::Modp(modp) => modp.agree(&self.private, peer),
+            Group::MlKem(kem) => kem.decapsulate(&self.private, peer),
+        }
+    }
+
+    /// The length of the responder's value in octets.
+    fn peer_len(&self) -> usize {
+        match self.group {
+            Group::MlKem(kem) => kem.ciphertext_len(),
+            Group::X25519 | Group::Ecp256 | Group::Ecp384 | Group::Ecp521 | Group::Modp(_) => {
+                self.public.len()
+            }
         }
     }
 }
@@ -141,6 +181,7 @@ enum Group {
     Ecp384,
     Ecp521,
     Modp(&'static Modp),
+    MlKem(MlKem),
 }
 
 impl Group {
@@ -150,7 +191,9 @@ impl Group {
             KeMethod::ECP_256 => Some(Self::Ecp256),
             KeMethod::ECP_384 => Some(Self::Ecp384),
             KeMethod::ECP_521 => Some(Self::Ecp521),
-            method => Modp::of(method).map(Self::Modp),
+            method => Modp::of(method)
+                .map(Self::Modp)
+                .or_else(|| MlKem::of(method).map(Self::MlKem)),
         }
     }
 
@@ -161,6 +204,7 @@ impl Group {
             Self::Ecp384 => KeMethod::ECP_384,
             Self::Ecp521 => KeMethod::ECP_521,
             Self::Modp(modp) => modp.method,
+            Self::MlKem(kem) => kem.method(),
         }
     }
 
@@ -170,6 +214,7 @@ impl Group {
             Self::Ecp384 => 48,
             Self::Ecp521 => 66,
             Self::Modp(modp) => modp.exponent_len,
+            Self::MlKem(_) => mlkem::SEED,
         }
     }
 }

