@@ -30,7 +30,10 @@ impl From<&Failure> for Exit {
     fn from(failure: &Failure) -> Self {
         match &failure.cause {
             Cause::NameNotFound(_) | Cause::NoRoute(_) | Cause::NoAnswer => Self::Unreachable,
-            Cause::Ikev1Only | Cause::NoIkeProposal | Cause::KeyExchangeNotOffered(_) => Self::Phase1,
+            Cause::Ikev1Only
+            | Cause::NoIkeProposal
+            | Cause::NoPostQuantum
+            | Cause::KeyExchangeNotOffered(_) => Self::Phase1,
             Cause::NoChildProposal
             | Cause::SelectorsRefused
             | Cause::SelectorsNotSubset
@@ -47,6 +50,7 @@ impl From<&Failure> for Exit {
             | Cause::EapKeyMismatch
             | Cause::GatewayUnproven
             | Cause::AuthenticationFailed
+            | Cause::PpkNotUsed
             | Cause::EapMethod { .. }
             | Cause::EapExpectation { .. }
             | Cause::Eap(_)
@@ -114,6 +118,8 @@ mod tests {
         assert_eq!(code(Stage::IkeSaInit, Cause::NoAnswer), 3);
         assert_eq!(code(Stage::Reach, Cause::Ikev1Only), 4);
         assert_eq!(code(Stage::Reach, Cause::NoIkeProposal), 4);
+        assert_eq!(code(Stage::IkeSaInit, Cause::NoPostQuantum), 4);
+        assert_eq!(code(Stage::IkeIntermediate, Cause::WentSilent), 4);
         assert_eq!(code(Stage::IkeAuth, Cause::WentSilent), 4);
         assert_eq!(code(Stage::IkeAuth, Cause::Protocol("x".into())), 4);
         assert_eq!(code(Stage::ChildSa, Cause::Protocol("x".into())), 5);
@@ -121,6 +127,7 @@ mod tests {
         assert_eq!(code(Stage::IkeAuth, Cause::SelectorsRefused), 5);
         assert_eq!(code(Stage::ChildSa, Cause::ChildRefused(NotifyType(35))), 5);
         assert_eq!(code(Stage::IkeAuth, Cause::AuthenticationFailed), 6);
+        assert_eq!(code(Stage::IkeSaInit, Cause::PpkNotUsed), 6);
         assert_eq!(code(Stage::IkeAuth, Cause::GatewayAuthInvalid(AuthMethod(2))), 6);
         assert_eq!(code(Stage::Apply, Cause::Host(fault())), 7);
         assert_eq!(code(Stage::Eap, Cause::TimedOut), 8);

@@ -357,7 +357,7 @@ const LABEL: usize = 18;
 const fn place(stage: Stage) -> &'static str {
     match stage {
         Stage::Resolve | Stage::Reach => "Network",
-        Stage::IkeSaInit | Stage::IkeAuth | Stage::Eap => PHASE_1,
+        Stage::IkeSaInit | Stage::IkeIntermediate | Stage::IkeAuth | Stage::Eap => PHASE_1,
         Stage::ChildSa => PHASE_2,
         Stage::Apply => "This machine",
     }
@@ -369,6 +369,7 @@ const fn doing(stage: Stage) -> &'static str {
         Stage::Resolve => "find the gateway's address",
         Stage::Reach => "reach the gateway",
         Stage::IkeSaInit => "IKE_SA_INIT: agree on keys",
+        Stage::IkeIntermediate => "IKE_INTERMEDIATE: more keys",
         Stage::IkeAuth => "IKE_AUTH: prove identities",
         Stage::Eap => "EAP: prove who we are",
         Stage::ChildSa => "ESP suite, networks, addresses",
@@ -382,6 +383,7 @@ const fn step_name(stage: Stage) -> &'static str {
         Stage::Resolve => "name lookup",
         Stage::Reach => "reaching the gateway",
         Stage::IkeSaInit => "IKE_SA_INIT",
+        Stage::IkeIntermediate => "IKE_INTERMEDIATE",
         Stage::IkeAuth => "IKE_AUTH",
         Stage::Eap => "EAP",
         Stage::ChildSa => "Child SA",

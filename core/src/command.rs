@@ -258,6 +258,8 @@ pub enum Stage {
     Reach,
     /// IKE_SA_INIT: proposals, key exchange, NAT detection.
     IkeSaInit,
+    /// IKE_INTERMEDIATE: additional key exchanges (RFC 9370).
+    IkeIntermediate,
     /// IKE_AUTH: certificates and identities.
     IkeAuth,
     /// EAP rounds inside IKE_AUTH.
@@ -276,6 +278,7 @@ impl Stage {
             Self::Resolve => "resolve",
             Self::Reach => "reach",
             Self::IkeSaInit => "ike_sa_init",
+            Self::IkeIntermediate => "ike_intermediate",
             Self::IkeAuth => "ike_auth",
             Self::Eap => "eap",
             Self::ChildSa => "child_sa",

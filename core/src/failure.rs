@@ -68,6 +68,10 @@ pub enum Cause {
     Ikev1Only,
     /// The gateway refuses all our IKE proposals (NO_PROPOSAL_CHOSEN in IKE_SA_INIT).
     NoIkeProposal,
+    /// The gateway takes part in no post-quantum key exchange, which the profile demands.
+    NoPostQuantum,
+    /// The gateway does not use the post-quantum pre-shared key (RFC 8784), which the profile demands.
+    PpkNotUsed,
     /// The gateway's answer broke the protocol; the text says how.
     Protocol(String),
     /// The gateway refused with this error, before its identity was proven.
@@ -160,7 +164,7 @@ impl Failure {
     pub const fn phase(&self) -> Phase {
         match self.stage {
             Stage::Resolve | Stage::Reach => Phase::Network,
-            Stage::IkeSaInit | Stage::IkeAuth | Stage::Eap => Phase::Phase1,
+            Stage::IkeSaInit | Stage::IkeIntermediate | Stage::IkeAuth | Stage::Eap => Phase::Phase1,
             Stage::ChildSa => Phase::Phase2,
             Stage::Apply => match self.cause {
                 Cause::Host(_) => Phase::Host,
@@ -191,6 +195,8 @@ impl Failure {
             Cause::WentSilent => "went_silent",
             Cause::Ikev1Only => "ikev1_only",
             Cause::NoIkeProposal | Cause::NoChildProposal => "no_proposal_chosen",
+            Cause::NoPostQuantum => "no_post_quantum",
+            Cause::PpkNotUsed => "ppk_not_used",
             Cause::Protocol(_) | Cause::ChildProtocol(_) => "protocol_violation",
             Cause::Refused(_) | Cause::ChildRefused(_) => "refused",
             Cause::KeyExchangeNotOffered(_) => "key_exchange_not_offered",
@@ -249,6 +255,8 @@ impl Failure {
             }
             Cause::Ikev1Only
             | Cause::NoIkeProposal
+            | Cause::NoPostQuantum
+            | Cause::PpkNotUsed
             | Cause::NoChildProposal
             | Cause::Protocol(_)
             | Cause::ChildProtocol(_)
@@ -282,6 +290,12 @@ impl Failure {
             Cause::WentSilent => "The gateway answered at first and then fell silent.".into(),
             Cause::Ikev1Only => "The gateway speaks IKEv1 only.".into(),
             Cause::NoIkeProposal => "The gateway accepts none of the IKE proposals.".into(),
+            Cause::NoPostQuantum => {
+                "The gateway accepts no post-quantum key exchange, which the profile demands.".into()
+            }
+            Cause::PpkNotUsed => {
+                "The gateway does not use the post-quantum pre-shared key, which the profile demands.".into()
+            }
             Cause::Protocol(what) | Cause::ChildProtocol(what) => {
                 format!("The gateway's answer breaks the protocol: {what}.")
             }
@@ -370,6 +384,14 @@ impl Failure {
             }
             Cause::NoIkeProposal => vec![
                 "Compare `ike.proposals` in the profile with the gateway's Phase 1 settings: encryption, integrity, PRF and key exchange group must have one combination in common.",
+            ],
+            Cause::NoPostQuantum => vec![
+                "Gateway: add a key exchange of `ike.proposals` such as `ke1_mlkem768` to its Phase 1 settings (RFC 9370).",
+                "If the gateway cannot, `ike.require_pq = false` connects without; whoever records the traffic may read it once there are quantum computers.",
+            ],
+            Cause::PpkNotUsed => vec![
+                "Gateway: it needs the key under the same `auth.ppk_id` (RFC 8784).",
+                "If the gateway cannot, `auth.ppk_required = false` connects without the key.",
             ],
             Cause::NoChildProposal => vec![
                 "Compare `child.proposals` in the profile with the gateway's Phase 2 settings: encryption and integrity must have one combination in common.",

@@ -1,13 +1,18 @@
 //! What is offered and what is chosen: strongSwan's proposal keywords, our defaults, and the strict check of the
-//! gateway's choice (RFC 7296, sections 2.7 and 3.3; RFC 8247; RFC 8221).
+//! gateway's choice (RFC 7296, sections 2.7 and 3.3; RFC 8247; RFC 8221; RFC 9370).
 //!
 //! A proposal is written as keywords with dashes between them, `aes256gcm16-prfsha384-x25519`. Keywords of one kind
-//! are in order of preference; the order of kinds does not matter.
+//! are in order of preference; the order of kinds does not matter. An additional key exchange (RFC 9370) is the keyword of
+//! a key exchange method with its place before it, `ke1_mlkem768` to `ke7_mlkem768`; `ke1_none` beside it makes it
+//! optional.
+
+mod additional;
 
 mod choose;
 
 use std::fmt;
 
+pub use additional::AdditionalKeyExchanges;
 pub use choose::{Chosen, choose_esp, choose_ike};
 
 use crate::crypto::{CipherSuite, Encr, Integ, KeyExchange, Prf};
@@ -39,6 +44,8 @@ pub struct EspProposal {
     pub transforms: Vec<Transform>,
     /// The key exchange methods of CREATE_CHILD_SA. They are left out in IKE_AUTH (RFC 7296, section 1.2).
     pub key_exchanges: Vec<KeMethod>,
+    /// The additional key exchanges of CREATE_CHILD_SA, left out in IKE_AUTH too.
+    pub additional: Vec<Transform>,
 }
 
 /// The algorithms of an IKE SA.
@@ -50,6 +57,8 @@ pub struct IkeSuite {
     pub prf: Prf,
     /// What agrees on the secret.
     pub ke: KeMethod,
+    /// What agrees on further secrets.
+    pub additional: AdditionalKeyExchanges,
 }
 
 /// The algorithms of a Child SA.
@@ -61,6 +70,17 @@ pub struct EspSuite {
     pub esn: bool,
     /// The key exchange of CREATE_CHILD_SA, if there was one.
     pub ke: Option<KeMethod>,
+    /// What agrees on further secrets after CREATE_CHILD_SA.
+    pub additional: AdditionalKeyExchanges,
+}
+
+impl IkeSuite {
+    /// Whether any of its key exchanges holds against a quantum computer.
+    #[must_use]
+    pub fn is_post_quantum(&self) -> bool {
+        let mut methods = self.additional.methods().chain([self.ke]);
+        methods.any(KeyExchange::is_post_quantum)
+    }
 }
 
 /// Why a text is not a proposal.
@@ -93,6 +113,12 @@ pub enum ProposalErrorKind {
         keyword: String,
         /// Why not.
         reason: &'static str,
+    },
+    /// An additional key exchange with what is no key exchange.
+    #[error("`{keyword}` is not a key exchange method with its place, such as `ke1_mlkem768`")]
+    NotAKeyExchange {
+        /// The word.
+        keyword: String,
     },
     /// A keyword that has no place in this protocol.
     #[error("`{keyword}` has no meaning in an {protocol} proposal")]
@@ -150,6 +176,9 @@ pub enum SelectError {
         /// How many.
         count: usize,
     },
+    /// The same key exchange method in two places (RFC 9370, section 2.2.1).
+    #[error("the gateway chose the key exchange method {0} twice")]
+    Repeated(KeMethod),
     /// An algorithm that is not in the proposal of that number.
     #[error("the gateway chose {kind} algorithm {id}{}, which was not offered", key_length(*.key_bits))]
     NotOffered {
@@ -162,10 +191,24 @@ pub enum SelectError {
     },
 }
 
-/// What we offer for the IKE SA unless the profile says otherwise: AEAD ciphers first, then AES-CBC, nothing with SHA-1.
+/// What we offer for the IKE SA unless the profile says otherwise: AEAD ciphers with ML-KEM-768 beside the classical key
+/// exchange, the same without it, then AES-CBC; nothing with SHA-1.
+///
+/// The second is the first for gateways that do not know RFC 9370: they skip a proposal with a transform type that they
+/// do not know (RFC 7296, section 3.3.6). To those that know it, it says that ML-KEM is optional. The first does without
+/// the MODP groups, which no gateway with ML-KEM needs, so that IKE_SA_INIT stays below 576 octets.
 #[must_use]
 pub fn default_ike() -> Vec<IkeProposal> {
     vec![
+        IkeProposal {
+            transforms: [
+                AEAD_CIPHERS,
+                PRFS,
+                &key_exchange_transforms(&[KeMethod::CURVE25519, KeMethod::ECP_256, KeMethod::ECP_384]),
+                &[ADDKE1_ML_KEM_768],
+            ]
+            .concat(),
+        },
         IkeProposal {
             transforms: [
                 AEAD_CIPHERS,
@@ -202,7 +245,8 @@ pub fn default_ike() -> Vec<IkeProposal> {
 
 /// What we offer for Child SAs unless the profile says otherwise.
 ///
-/// Key exchange methods are for CREATE_CHILD_SA alone: a rekeying with a fresh key exchange.
+/// Key exchange methods are for CREATE_CHILD_SA alone: a rekeying with a fresh key exchange, and ML-KEM-768 as
+/// [`default_ike`] has it.
 #[must_use]
 pub fn default_esp() -> Vec<EspProposal> {
     let key_exchanges = vec![
@@ -213,14 +257,21 @@ pub fn default_esp() -> Vec<EspProposal> {
         KeMethod::MODP_3072,
         KeMethod::MODP_2048,
     ];
+    let aead = EspProposal {
+        transforms: [AEAD_CIPHERS, SEQUENCE_NUMBERS].concat(),
+        key_exchanges: key_exchanges.clone(),
+        additional: Vec::new(),
+    };
     vec![
         EspProposal {
-            transforms: [AEAD_CIPHERS, SEQUENCE_NUMBERS].concat(),
-            key_exchanges: key_exchanges.clone(),
+            additional: vec![ADDKE1_ML_KEM_768],
+            ..aead.clone()
         },
+        aead,
         EspProposal {
             transforms: [CBC_CIPHERS, ESP_INTEGRITY, SEQUENCE_NUMBERS].concat(),
             key_exchanges,
+            additional: Vec::new(),
         },
     ]
 }
@@ -262,7 +313,7 @@ impl IkeProposal {
             return whole(ProposalErrorKind::NoKeyExchange);
         }
         Ok(Self {
-            transforms: [ciphers, integrity, prfs, key_exchanges].concat(),
+            transforms: [ciphers, integrity, prfs, key_exchanges, words.additional()].concat(),
         })
     }
 
@@ -270,6 +321,14 @@ impl IkeProposal {
     #[must_use]
     pub fn to_wire(&self, number: u8, spi: &[u8]) -> wire::Proposal<'static> {
         wire_proposal(number, ProtocolId::IKE, spi, &self.transforms)
+    }
+
+    /// The same without additional key exchanges.
+    pub(crate) fn without_additional(&self) -> Self {
+        let transforms = self.transforms.iter().filter(|t| !additional::is_additional(t));
+        Self {
+            transforms: transforms.copied().collect(),
+        }
     }
 
     /// Puts a key exchange method first, where it is on offer.
@@ -296,6 +355,21 @@ impl IkeProposal {
             .iter()
             .filter(|t| t.kind == TransformType::KE)
             .map(|t| KeMethod(t.id))
+    }
+
+    /// Whether additional key exchanges are on offer, so that IKE_INTERMEDIATE must be negotiated (RFC 9370, section
+    /// 2.2.1).
+    #[must_use]
+    pub fn has_additional(&self) -> bool {
+        self.transforms.iter().any(additional::is_additional)
+    }
+
+    /// Whether one of the methods on offer holds against a quantum computer.
+    #[must_use]
+    pub fn is_post_quantum(&self) -> bool {
+        let additional = self.transforms.iter().filter(|t| additional::is_additional(t));
+        let mut methods = additional.map(|t| KeMethod(t.id));
+        methods.any(KeyExchange::is_post_quantum)
     }
 
     /// The keywords of algorithms that are only kept for old gateways.
@@ -333,13 +407,16 @@ impl EspProposal {
         if sequence_numbers.is_empty() {
             sequence_numbers.push(NO_ESN);
         }
+        let key_exchanges = words.of(TransformType::KE);
+        let additional = words.additional();
+        // RFC 9370, section 2.2.4: additional to one in CREATE_CHILD_SA itself.
+        if key_exchanges.is_empty() && !additional.is_empty() {
+            return whole(ProposalErrorKind::NoKeyExchange);
+        }
         Ok(Self {
             transforms: [ciphers, integrity, sequence_numbers].concat(),
-            key_exchanges: words
-                .of(TransformType::KE)
-                .iter()
-                .map(|t| KeMethod(t.id))
-                .collect(),
+            key_exchanges: key_exchanges.iter().map(|t| KeMethod(t.id)).collect(),
+            additional,
         })
     }
 
@@ -370,6 +447,7 @@ impl EspProposal {
         let mut transforms = self.transforms.clone();
         if with_ke {
             transforms.extend(key_exchange_transforms(&self.key_exchanges));
+            transforms.extend(&self.additional);
         }
         transforms
     }
@@ -385,14 +463,28 @@ pub fn ike_offer(proposals: &[IkeProposal], spi: &[u8]) -> Vec<wire::Proposal<'s
         .collect()
 }
 
-/// An SA payload's content for ESP: the proposals numbered from one. `with_ke` as in [`EspProposal::to_wire`].
+/// An SA payload's content for ESP: the proposals numbered from one. `with_ke` as in [`EspProposal::to_wire`]; those that
+/// differ in their key exchanges alone are one proposal without.
 #[must_use]
 pub fn esp_offer(proposals: &[EspProposal], spi: EspSpi, with_ke: bool) -> Vec<wire::Proposal<'static>> {
-    proposals
+    let spi = spi.0.to_be_bytes();
+    esp_alternatives(proposals, with_ke)
         .iter()
         .zip(1..=u8::MAX)
-        .map(|(proposal, number)| proposal.to_wire(number, spi, with_ke))
+        .map(|(transforms, number)| wire_proposal(number, ProtocolId::ESP, &spi, transforms))
         .collect()
+}
+
+/// The transforms of each proposal of [`esp_offer`].
+fn esp_alternatives(proposals: &[EspProposal], with_ke: bool) -> Vec<Vec<Transform>> {
+    let mut alternatives = Vec::with_capacity(proposals.len());
+    for proposal in proposals {
+        let transforms = proposal.offer(with_ke);
+        if !alternatives.contains(&transforms) {
+            alternatives.push(transforms);
+        }
+    }
+    alternatives
 }
 
 /// Checks the gateway's choice for an IKE SA against what [`ike_offer`] offered (RFC 7296, sections 2.7 and 3.3).
@@ -405,11 +497,12 @@ pub fn select_ike(offered: &[IkeProposal], answer: &[wire::Proposal<'_>]) -> Res
     let choice = Choice::check(&offered.transforms, answer)?;
     let cipher = choice.cipher()?;
     let prf = choice.one(TransformType::PRF)?;
-    let ke = choice.one(TransformType::KE)?;
+    let ke = KeMethod(choice.one(TransformType::KE)?.id);
     Ok(IkeSuite {
         cipher,
         prf: Prf::from_id(PrfId(prf.id)).ok_or_else(|| not_offered(prf))?,
-        ke: KeMethod(ke.id),
+        ke,
+        additional: AdditionalKeyExchanges::check(&choice.0, &offered.transforms, ke)?,
     })
 }
 
@@ -424,19 +517,21 @@ pub fn select_esp(
     answer: &[wire::Proposal<'_>],
     with_ke: bool,
 ) -> Result<(EspSuite, EspSpi), SelectError> {
-    let (answer, offered) = chosen(ProtocolId::ESP, offered, answer)?;
+    let alternatives = esp_alternatives(offered, with_ke);
+    let (answer, offered) = chosen(ProtocolId::ESP, &alternatives, answer)?;
     let spi = esp_spi(&answer.spi).ok_or(SelectError::Spi(answer.spi.len()))?;
-    let with_ke = with_ke && !offered.key_exchanges.is_empty();
-    let choice = Choice::check(&offered.offer(with_ke), answer)?;
-    let suite = EspSuite {
+    let choice = Choice::check(offered, answer)?;
+    let mut suite = EspSuite {
         cipher: choice.cipher()?,
         esn: choice.one(TransformType::ESN)? == ESN,
-        ke: if with_ke {
-            Some(KeMethod(choice.one(TransformType::KE)?.id))
-        } else {
-            None
-        },
+        ke: None,
+        additional: AdditionalKeyExchanges::default(),
     };
+    if offered.iter().any(|t| t.kind == TransformType::KE) {
+        let ke = KeMethod(choice.one(TransformType::KE)?.id);
+        suite.ke = Some(ke);
+        suite.additional = AdditionalKeyExchanges::check(&choice.0, offered, ke)?;
+    }
     Ok((suite, spi))
 }
 
@@ -611,8 +706,9 @@ fn legacy(transforms: &[Transform]) -> Vec<&'static str> {
     ];
     transforms
         .iter()
+        .map(|t| additional::place_of(*t).map_or(*t, |(_, method)| method))
         .filter(|t| LEGACY.contains(t))
-        .filter_map(keyword)
+        .filter_map(|t| keyword(&t))
         .collect()
 }
 
@@ -626,7 +722,8 @@ impl Words {
         for word in text.split('-') {
             let span = start..start + word.len();
             start = span.end + 1;
-            let transform = read_word(word, protocol).map_err(|kind| ProposalError { span, kind })?;
+            let read = additional::read_word(word).unwrap_or_else(|| read_word(word, protocol));
+            let transform = read.map_err(|kind| ProposalError { span, kind })?;
             if !transforms.contains(&transform) {
                 transforms.push(transform);
             }
@@ -636,6 +733,14 @@ impl Words {
 
     fn of(&self, kind: TransformType) -> Vec<Transform> {
         self.0.iter().copied().filter(|t| t.kind == kind).collect()
+    }
+
+    /// The additional key exchanges in the order of their places.
+    fn additional(&self) -> Vec<Transform> {
+        additional::PLACES
+            .into_iter()
+            .flat_map(|kind| self.of(kind))
+            .collect()
     }
 }
 
@@ -670,10 +775,11 @@ fn read_word(word: &str, protocol: &'static str) -> Result<Transform, ProposalEr
     if transform.kind == foreign {
         return Err(ProposalErrorKind::OutOfPlace { keyword, protocol });
     }
-    if transform.kind == TransformType::KE && !KeyExchange::is_supported(KeMethod(transform.id)) {
+    let method = KeMethod(transform.id);
+    if transform.kind == TransformType::KE && protocol == "IKE" && KeyExchange::is_post_quantum(method) {
         return Err(ProposalErrorKind::Unsupported {
             keyword,
-            reason: NOT_IN_THIS_VERSION,
+            reason: ML_KEM_FIRST,
         });
     }
     Ok(*transform)
@@ -716,7 +822,16 @@ fn write_keywords(f: &mut fmt::Formatter<'_>, transforms: &[Transform]) -> fmt::
         if index > 0 {
             f.write_str("-")?;
         }
-        match keyword(transform) {
+        let mut transform = *transform;
+        if let Some((place, method)) = additional::place_of(transform) {
+            write!(f, "ke{place}_")?;
+            if KeMethod(method.id) == KeMethod::NONE {
+                f.write_str("none")?;
+                continue;
+            }
+            transform = method;
+        }
+        match keyword(&transform) {
             Some(word) => f.write_str(word)?,
             None => write!(f, "{}:{}", transform.kind, transform.id)?,
         }
@@ -738,12 +853,13 @@ impl fmt::Display for EspProposal {
     }
 }
 
-/// The keywords of the one combination, such as `aes256gcm16-prfsha384-x25519`.
+/// The keywords of the one combination, such as `aes256gcm16-prfsha384-x25519-ke1_mlkem768`.
 impl fmt::Display for IkeSuite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut transforms = cipher_transforms(&self.cipher);
         transforms.push(plain(TransformType::PRF, self.prf.id().0));
         transforms.push(plain(TransformType::KE, self.ke.0));
+        transforms.extend(self.additional.transforms());
         write_keywords(f, &transforms)
     }
 }
@@ -753,6 +869,7 @@ impl fmt::Display for EspSuite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut transforms = cipher_transforms(&self.cipher);
         transforms.extend(self.ke.map(|method| plain(TransformType::KE, method.0)));
+        transforms.extend(self.additional.transforms());
         transforms.extend(self.esn.then_some(ESN));
         write_keywords(f, &transforms)
     }
@@ -800,7 +917,11 @@ const fn cipher(id: EncrId, bits: u16) -> Transform {
 const NO_ESN: Transform = plain(TransformType::ESN, EsnId::NO_ESN.0);
 const ESN: Transform = plain(TransformType::ESN, EsnId::ESN.0);
 const INTEGRITY_NONE: Transform = plain(TransformType::INTEG, IntegId::NONE.0);
+const ADDKE1_ML_KEM_768: Transform = plain(TransformType::ADDKE1, KeMethod::ML_KEM_768.0);
+
 const NOT_IN_THIS_VERSION: &str = "it is not supported by this version";
+const ML_KEM_FIRST: &str =
+    "it is too long for IKE_SA_INIT; write it as an additional key exchange, such as `ke1_mlkem768`";
 
 const AEAD_CIPHERS: &[Transform] = &[
     cipher(EncrId::AES_GCM_16, 256),
@@ -881,24 +1002,18 @@ const KEYWORDS: &[(&str, Transform)] = &[
     ("modp8192", plain(TransformType::KE, KeMethod::MODP_8192.0)),
     ("modp1536", plain(TransformType::KE, KeMethod::MODP_1536.0)),
     ("modp1024", plain(TransformType::KE, KeMethod::MODP_1024.0)),
+    ("mlkem512", plain(TransformType::KE, KeMethod::ML_KEM_512.0)),
+    ("mlkem768", plain(TransformType::KE, KeMethod::ML_KEM_768.0)),
+    ("mlkem1024", plain(TransformType::KE, KeMethod::ML_KEM_1024.0)),
     ("esn", ESN),
     ("noesn", NO_ESN),
 ];
 
-const NO_ADDITIONAL: &str = "additional key exchanges are not supported by this version";
 const OBSOLETE: &str = "it is obsolete and no longer secure";
 const NO_SECRECY: &str = "it would leave the traffic readable";
 
 /// strongSwan's keywords for what we do not do, with the reason.
 const REFUSED: &[(&str, &str)] = &[
-    ("ke1_*", NO_ADDITIONAL),
-    ("ke2_*", NO_ADDITIONAL),
-    ("ke3_*", NO_ADDITIONAL),
-    ("ke4_*", NO_ADDITIONAL),
-    ("ke5_*", NO_ADDITIONAL),
-    ("ke6_*", NO_ADDITIONAL),
-    ("ke7_*", NO_ADDITIONAL),
-    ("mlkem*", "ML-KEM is not supported by this version"),
     ("null", NO_SECRECY),
     ("aes128gmac", NO_SECRECY),
     ("aes192gmac", NO_SECRECY),

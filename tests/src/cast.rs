@@ -188,6 +188,7 @@ impl Cast {
             },
             ike: IkeConfig {
                 proposals: default_ike(),
+                require_pq: false,
                 rekey: Duration::from_secs(4 * 3600),
                 mobike: true,
                 fragmentation: true,

@@ -140,7 +140,7 @@ impl Client {
             mobike: sa.mobility.is_supported(),
             fragmentation: sa.fragments(),
             esn: sa.child_suite.esn,
-            post_quantum: false,
+            post_quantum: sa.suite.is_post_quantum(),
         };
     }
 }

@@ -12,7 +12,9 @@ use super::established::{self, Established};
 use super::init::Agreed;
 use super::nat::Nat;
 use super::proof::{self, PeerVerified, Proven, Transcript, shared_key_mic};
-use super::{Broken, Cx, News, Next, SaConfig, State, delete_ike, error_notify, notify, unsendable};
+use super::{
+    Broken, Cx, News, Next, SaConfig, State, delete_ike, error_notify, notify, refuse_critical, unsendable,
+};
 use crate::command::{Cause, Failure, Path, Stage};
 use crate::eap::{Eap, EapConfig, EapError, EapMethod, EapMsChapV2, EapTls, Msk, Step};
 use crate::profile::{AuthKind, DnsPolicy, Identity};
@@ -302,7 +304,7 @@ impl Auth {
     /// One response. None: another request was sent. Some: authentication is over and good on both sides.
     fn advance(&mut self, opened: &Opened, cx: &mut Cx<'_>) -> Result<Option<(PeerVerified, Proven)>, Cause> {
         let payloads = opened.payloads().map_err(Broken::from)?;
-        refuse_critical(&payloads)?;
+        refuse_critical("IKE_AUTH", &payloads)?;
         let has_auth = payloads.iter().any(|payload| matches!(payload, Payload::Auth(_)));
         let eap = payloads.iter().find_map(|payload| match payload {
             Payload::Eap(packet) => Some(*packet),
@@ -520,17 +522,6 @@ fn configuration_request<'a>(dns: bool, [v4, v6]: &'a [Vec<u8>; 2]) -> Cp<'a> {
         kind: CfgType::REQUEST,
         attributes,
     }
-}
-
-fn refuse_critical(payloads: &[Payload<'_>]) -> Result<(), Cause> {
-    payloads.iter().try_for_each(|payload| match payload {
-        Payload::Unknown {
-            kind, critical: true, ..
-        } => Err(Cause::Protocol(format!(
-            "IKE_AUTH: unknown critical payload {kind}"
-        ))),
-        _ => Ok(()),
-    })
 }
 
 /// What a response without AUTH and EAP says. Some gateways leave AUTH out when only the Child SA fails.

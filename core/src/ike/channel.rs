@@ -12,8 +12,8 @@ use crate::crypto::CryptoError;
 use crate::timer::{Instant, Timer};
 use crate::wire::iana::{ExchangeType, PayloadType};
 use crate::wire::{
-    self, DecodeError, EncodeError, Flags, Header, IkeSpi, Payload, Reassembly, decode_payloads,
-    encode_payloads, open_sealed, seal_fragments,
+    self, DecodeError, EncodeError, Flags, Header, IkeSpi, Payload, Reassembly, authenticated_octets,
+    covered_head, decode_payloads, encode_payloads, open_sealed, seal_fragments,
 };
 
 /// The largest IP datagram once a request went unanswered twice (RFC 7383, section 2.5.1): every IPv4 host takes it.
@@ -33,6 +33,8 @@ pub(crate) struct Opened {
     pub(crate) header: Header,
     /// The way that it came, and that an answer goes back (RFC 7296, section 2.11).
     pub(crate) path: Path,
+    /// What came before the encrypted octets, of a divided response those of its first fragment.
+    covered: Vec<u8>,
     first: PayloadType,
     body: Zeroizing<Vec<u8>>,
 }
@@ -40,6 +42,11 @@ pub(crate) struct Opened {
 impl Opened {
     pub(crate) fn payloads(&self) -> Result<Vec<Payload<'_>>, DecodeError> {
         decode_payloads(self.first, &self.body, Header::LEN)
+    }
+
+    /// What both sides prove of an IKE_INTERMEDIATE response (RFC 9242, section 3.3.2).
+    pub(crate) fn authenticated(&self) -> Option<Vec<u8>> {
+        authenticated_octets(&self.covered, &self.body)
     }
 }
 
@@ -69,6 +76,8 @@ pub(crate) struct Channel {
     expected_id: u32,
     answered: Option<Answered>,
     responses: Reassembly,
+    /// What came before the encrypted octets of the first of `responses`.
+    first_response: Vec<u8>,
     requests: Reassembly,
     /// When an authenticated message last came in.
     pub(crate) last_in: Instant,
@@ -97,6 +106,7 @@ impl Channel {
             expected_id: 0,
             answered: None,
             responses: Reassembly::new(),
+            first_response: Vec::new(),
             requests: Reassembly::new(),
             last_in: now,
             last_out: now,
@@ -176,6 +186,18 @@ impl Channel {
             }
             self.last_out = cx.now;
         }
+    }
+
+    /// The message ID of the next request.
+    pub(crate) fn next_id(&self) -> u32 {
+        self.next_id
+    }
+
+    /// What both sides prove of the outstanding IKE_INTERMEDIATE request (RFC 9242, section 3.3.2).
+    pub(crate) fn authenticated_request(&self) -> Option<Vec<u8>> {
+        let request = self.outstanding.as_ref()?;
+        let header = self.header(request.exchange, self.next_id.checked_sub(1)?, false);
+        authenticated_octets(&covered_head(header, request.first), &request.body)
     }
 
     /// Nothing of ours is unanswered: a new request may be sent.
@@ -344,17 +366,25 @@ impl Channel {
             }
             return None;
         }
+        let mut covered = opened.covered.to_vec();
         let (first, body) = match opened.fragment {
             None => (opened.first, opened.body.to_vec()),
             // A peer that never agreed to fragments sends none.
             Some(_) if self.fragment_size.is_none() => return None,
             Some((number, total)) => {
+                if response && number == 1 {
+                    self.first_response = std::mem::take(&mut covered);
+                }
                 let set = if response {
                     &mut self.responses
                 } else {
                     &mut self.requests
                 };
-                set.add(header.message_id, number, total, opened.first, opened.body)?
+                let complete = set.add(header.message_id, number, total, opened.first, opened.body)?;
+                if response {
+                    covered = std::mem::take(&mut self.first_response);
+                }
+                complete
             }
         };
         // Only what is new shows that the peer lives: anybody can replay (RFC 7296, section 2.4).
@@ -373,6 +403,7 @@ impl Channel {
         Some(Opened {
             header,
             path,
+            covered,
             first,
             body: Zeroizing::new(body),
         })

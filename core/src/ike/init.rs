@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::auth::Auth;
 use super::channel::Channel;
+use super::intermediate::Intermediate;
 use super::keys::{Nonces, Role, SaKeys, Spis};
 use super::nat::{self, Nat};
 use super::proof::Transcript;
 use super::window::Backoff;
 use super::{
-    Broken, Cx, IKE_PORT, NAT_T_PORT, News, Next, SaConfig, State, datagram, error_notify, notify, unsendable,
+    Broken, Cx, IKE_PORT, NAT_T_PORT, Next, SaConfig, State, datagram, error_notify, notify, unsendable,
 };
 use crate::command::{Cause, Failure, Path, Stage};
 use crate::crypto::KeyExchange;
-use crate::proposal::{self, SelectError};
+use crate::proposal::{self, IkeProposal, SelectError};
 use crate::timer::{Instant, Timer};
 use crate::wire::iana::{ExchangeType, HashAlgorithm, KeMethod, NotifyType, PayloadType};
 use crate::wire::{self, Flags, Header, IkeSpi, Ke, Message, Payload, encode_message};
@@ -142,6 +142,17 @@ impl Init {
             payloads.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, &[]));
         }
         payloads.push(notify(NotifyType::SIGNATURE_HASH_ALGORITHMS, &hashes));
+        // RFC 9370, section 2.2.1.
+        if self
+            .config
+            .profile
+            .ike
+            .proposals
+            .iter()
+            .any(IkeProposal::has_additional)
+        {
+            payloads.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED, &[]));
+        }
         let header = Header {
             initiator_spi: self.spi,
             responder_spi: IkeSpi::ZERO,
@@ -254,6 +265,9 @@ impl Init {
             }
             Reply::Error(error) => {
                 let cause = match error {
+                    NotifyType::NO_PROPOSAL_CHOSEN if self.config.profile.ike.require_pq => {
+                        Cause::NoPostQuantum
+                    }
                     NotifyType::NO_PROPOSAL_CHOSEN => Cause::NoIkeProposal,
                     NotifyType::INVALID_MAJOR_VERSION => Cause::Ikev1Only,
                     other => Cause::Refused(other),
@@ -262,7 +276,7 @@ impl Init {
                 Ok(State::Init(self))
             }
             Reply::Answer => match self.agree(message, raw, cx) {
-                Ok(agreed) => self.go_on(agreed, cx),
+                Ok(agreed) => Intermediate::start(self.config, agreed, cx),
                 Err(cause) => {
                     self.remember(cause, cx);
                     Ok(State::Init(self))
@@ -340,7 +354,7 @@ impl Init {
             return Err(broken("the responder's SPI is zero"));
         }
         let (mut sa, mut ke, mut nonce) = (None, None, None);
-        let (mut fragmentation, mut hashes) = (false, None);
+        let (mut fragmentation, mut intermediate, mut hashes) = (false, false, None);
         for payload in &message.payloads {
             let repeated = match payload {
                 Payload::Sa(proposals) => sa.replace(proposals).is_some(),
@@ -348,6 +362,7 @@ impl Init {
                 Payload::Nonce(value) => nonce.replace(*value).is_some(),
                 Payload::Notify(notify) => {
                     fragmentation |= notify.kind == NotifyType::IKEV2_FRAGMENTATION_SUPPORTED;
+                    intermediate |= notify.kind == NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED;
                     if notify.kind == NotifyType::SIGNATURE_HASH_ALGORITHMS {
                         let pairs = notify.data.chunks_exact(2);
                         hashes = Some(
@@ -376,6 +391,14 @@ impl Init {
             .map_err(|error: SelectError| broken(&error.to_string()))?;
         if ke.method != suite.ke || ke.method != self.exchange.method() {
             return Err(broken("the key exchange is not of the chosen method"));
+        }
+        if suite.additional.methods().next().is_some() && !intermediate {
+            return Err(broken(
+                "the gateway chose additional key exchanges without IKE_INTERMEDIATE",
+            ));
+        }
+        if self.config.profile.ike.require_pq && !suite.is_post_quantum() {
+            return Err(Cause::NoPostQuantum);
         }
         // RFC 7296, section 2.10.
         if nonce.len() * 2 < suite.prf.key_len() {
@@ -416,6 +439,7 @@ impl Init {
             request: self.request.clone(),
             response: raw.to_vec(),
             nonces,
+            int_auth: Vec::new(),
         };
         Ok(Agreed {
             channel,
@@ -424,11 +448,6 @@ impl Init {
             nat,
             hashes,
         })
-    }
-
-    fn go_on(self: Box<Self>, agreed: Agreed, cx: &mut Cx<'_>) -> Next {
-        cx.news.push_back(News::Stage(Stage::IkeAuth));
-        Auth::start(self.config, agreed, cx).map(|auth| State::Auth(Box::new(auth)))
     }
 }
 

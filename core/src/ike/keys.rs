@@ -94,10 +94,6 @@ impl SaKeys {
     /// (RFC 9370, section 2.2.2). They count from the next exchange on.
     ///
     /// `suite`, `nonces` and `spis` are those of IKE_SA_INIT.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "no additional key exchange is offered yet")
-    )]
     pub(crate) fn derive_next(
         &self,
         suite: &IkeSuite,

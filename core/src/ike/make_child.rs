@@ -235,6 +235,7 @@ impl Established {
     fn child_offer(&self, method: Option<KeMethod>) -> Vec<EspProposal> {
         let mut offer = self.config.profile.child.proposals.clone();
         for proposal in &mut offer {
+            proposal.additional.clear();
             match method {
                 None => proposal.key_exchanges.clear(),
                 // The method of the KE payload comes first (RFC 7296, section 1.3).
@@ -244,6 +245,7 @@ impl Established {
                 }
             }
         }
+        offer.dedup();
         if let Some(child) = self.children.current() {
             let in_use = |proposal: &EspProposal| !proposal.offers(&child.sa.suite);
             offer.sort_by_key(in_use);

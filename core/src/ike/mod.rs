@@ -1,8 +1,8 @@
 //! One IKE SA as initiator, and as the gateway's responder once it is established (RFC 7296).
 //!
 //! A state owns exactly what is known in it and is consumed by its own `handle`: [`init::Init`] has no keys,
-//! [`auth::Auth`] has keys but no proof of the gateway, [`established::Established`] can only be made with that
-//! proof in hand.
+//! [`intermediate::Intermediate`] adds to them, [`auth::Auth`] has keys but no proof of the gateway,
+//! [`established::Established`] can only be made with that proof in hand.
 
 mod auth;
 mod channel;
@@ -10,6 +10,7 @@ mod child;
 mod children;
 mod established;
 mod init;
+mod intermediate;
 mod keys;
 mod make_child;
 mod mobility;
@@ -115,6 +116,7 @@ type Next = Result<State, Failure>;
 
 enum State {
     Init(Box<init::Init>),
+    Intermediate(Box<intermediate::Intermediate>),
     Auth(Box<auth::Auth>),
     Established(Box<Established>),
     Closing(Box<established::Closing>),
@@ -134,6 +136,7 @@ impl IkeSa {
     pub(crate) fn spi(&self) -> Option<IkeSpi> {
         match &self.0 {
             State::Init(init) => Some(init.spi),
+            State::Intermediate(intermediate) => Some(intermediate.spi()),
             State::Auth(auth) => Some(auth.channel.spis.initiator),
             State::Established(established) => Some(established.channel.spis.initiator),
             State::Closing(closing) => Some(closing.channel.spis.initiator),
@@ -150,21 +153,29 @@ impl IkeSa {
     pub(crate) fn refusal(&self) -> Option<&Cause> {
         match &self.0 {
             State::Init(init) => init.refusal(),
-            State::Auth(_) | State::Established(_) | State::Closing(_) | State::Dead => None,
+            State::Intermediate(_)
+            | State::Auth(_)
+            | State::Established(_)
+            | State::Closing(_)
+            | State::Dead => None,
         }
     }
 
     pub(crate) fn established(&self) -> Option<&Established> {
         match &self.0 {
             State::Established(established) => Some(established),
-            State::Init(_) | State::Auth(_) | State::Closing(_) | State::Dead => None,
+            State::Init(_) | State::Intermediate(_) | State::Auth(_) | State::Closing(_) | State::Dead => {
+                None
+            }
         }
     }
 
     pub(crate) fn established_mut(&mut self) -> Option<&mut Established> {
         match &mut self.0 {
             State::Established(established) => Some(established),
-            State::Init(_) | State::Auth(_) | State::Closing(_) | State::Dead => None,
+            State::Init(_) | State::Intermediate(_) | State::Auth(_) | State::Closing(_) | State::Dead => {
+                None
+            }
         }
     }
 
@@ -172,6 +183,7 @@ impl IkeSa {
     pub(crate) fn is_for(&self, message: &[u8]) -> bool {
         match &self.0 {
             State::Init(init) => message.starts_with(&init.spi.0),
+            State::Intermediate(intermediate) => message.starts_with(&intermediate.spi().0),
             State::Auth(auth) => message.starts_with(&auth.channel.spis.initiator.0),
             State::Established(established) => {
                 Header::decode(message).is_ok_and(|header| established.is_for(&header))
@@ -203,7 +215,9 @@ impl IkeSa {
         match &mut self.0 {
             State::Established(established) => established.open(datagram, now),
             State::Closing(closing) => closing.children.open(datagram, now),
-            State::Init(_) | State::Auth(_) | State::Dead => Err(Discard::UnknownSpi),
+            State::Init(_) | State::Intermediate(_) | State::Auth(_) | State::Dead => {
+                Err(Discard::UnknownSpi)
+            }
         }
     }
 
@@ -215,7 +229,7 @@ impl IkeSa {
         match &self.0 {
             State::Established(established) => established.children.is_for(spi),
             State::Closing(closing) => closing.children.is_for(spi),
-            State::Init(_) | State::Auth(_) | State::Dead => false,
+            State::Init(_) | State::Intermediate(_) | State::Auth(_) | State::Dead => false,
         }
     }
 
@@ -223,6 +237,7 @@ impl IkeSa {
     pub(crate) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) {
         self.step(cx, |state, cx| match state {
             State::Init(init) => init.handle(path, message, cx),
+            State::Intermediate(intermediate) => intermediate.handle(path, message, cx),
             State::Auth(auth) => auth.handle(path, message, cx),
             State::Established(established) => established.handle(path, message, cx),
             State::Closing(closing) => closing.handle(path, message, cx),
@@ -233,6 +248,7 @@ impl IkeSa {
     pub(crate) fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
         self.step(cx, |state, cx| match state {
             State::Init(init) => init.handle_timeout(cx),
+            State::Intermediate(intermediate) => intermediate.handle_timeout(cx),
             State::Auth(auth) => auth.handle_timeout(cx),
             State::Established(established) => established.handle_timeout(cx),
             State::Closing(closing) => closing.handle_timeout(cx),
@@ -243,6 +259,7 @@ impl IkeSa {
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
         match &self.0 {
             State::Init(init) => Some(init.poll_timeout()),
+            State::Intermediate(intermediate) => intermediate.poll_timeout(),
             State::Auth(auth) => auth.poll_timeout(),
             State::Established(established) => established.poll_timeout(),
             State::Closing(closing) => Some(closing.poll_timeout()),
@@ -260,7 +277,7 @@ impl IkeSa {
             }
             State::Established(established) => Ok(established.close(cx)),
             State::Closing(closing) => Ok(State::Closing(closing)),
-            State::Init(_) | State::Dead => {
+            State::Init(_) | State::Intermediate(_) | State::Dead => {
                 cx.news.push_back(News::Closed);
                 Ok(State::Dead)
             }
@@ -307,6 +324,17 @@ fn error_notify(payloads: &[Payload<'_>]) -> Option<NotifyType> {
 /// Whether an error's number is for private use (RFC 7296, section 3.10.1).
 const fn is_private(error: NotifyType) -> bool {
     error.0 >= 8192
+}
+
+fn refuse_critical(exchange: &str, payloads: &[Payload<'_>]) -> Result<(), Cause> {
+    payloads.iter().try_for_each(|payload| match payload {
+        Payload::Unknown {
+            kind, critical: true, ..
+        } => Err(Cause::Protocol(format!(
+            "{exchange}: unknown critical payload {kind}"
+        ))),
+        _ => Ok(()),
+    })
 }
 
 /// The end of the IKE SA itself (RFC 7296, section 3.11).

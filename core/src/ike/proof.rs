@@ -24,19 +24,33 @@ pub(super) struct Transcript {
     /// RealMessage2: the gateway's response to it.
     pub(super) response: Vec<u8>,
     pub(super) nonces: Nonces,
+    /// IntAuth: what both sides prove of the IKE_INTERMEDIATE exchanges, empty without any (RFC 9242, section 3.3.2).
+    pub(super) int_auth: Vec<u8>,
 }
 
 impl Transcript {
-    /// `RealMessage1 | Nr | prf(SK_pi, IDi')`.
+    /// `RealMessage1 | Nr | prf(SK_pi, IDi') [| IntAuth]`.
     pub(super) fn initiator_octets(&self, keys: &SaKeys, id: &[u8]) -> Vec<u8> {
         let mac = keys.prf.compute(keys.proof_initiator.as_bytes(), &[id]);
-        [&self.request, &self.nonces.responder, mac.as_bytes()].concat()
+        [
+            &self.request,
+            &self.nonces.responder,
+            mac.as_bytes(),
+            &self.int_auth,
+        ]
+        .concat()
     }
 
-    /// `RealMessage2 | Ni | prf(SK_pr, IDr')`.
+    /// `RealMessage2 | Ni | prf(SK_pr, IDr') [| IntAuth]`.
     pub(super) fn responder_octets(&self, keys: &SaKeys, id: &[u8]) -> Vec<u8> {
         let mac = keys.prf.compute(keys.proof_responder.as_bytes(), &[id]);
-        [&self.response, &self.nonces.initiator, mac.as_bytes()].concat()
+        [
+            &self.response,
+            &self.nonces.initiator,
+            mac.as_bytes(),
+            &self.int_auth,
+        ]
+        .concat()
     }
 }
 

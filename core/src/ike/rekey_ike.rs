@@ -182,7 +182,9 @@ impl Established {
     ) -> Result<(), End> {
         let exchange = KeyExchange::generate(method, cx.rng)
             .map_err(|error| End::Tell(Cause::Protocol(error.to_string())))?;
-        let mut offer = self.config.profile.ike.proposals.clone();
+        let proposals = self.config.profile.ike.proposals.iter();
+        let mut offer: Vec<IkeProposal> = proposals.map(IkeProposal::without_additional).collect();
+        offer.dedup();
         for proposal in &mut offer {
             proposal.prefer(method);
         }

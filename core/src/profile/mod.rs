@@ -139,6 +139,8 @@ impl std::fmt::Debug for Credentials {
 pub struct IkeConfig {
     /// What we offer, in order of preference.
     pub proposals: Vec<IkeProposal>,
+    /// Never go without a post-quantum key exchange (RFC 9370). Only proposals with one are in `proposals` then.
+    pub require_pq: bool,
     /// Age at which the IKE SA is rekeyed.
     pub rekey: Duration,
     /// Ask the gateway to follow address changes (RFC 4555).

@@ -175,6 +175,7 @@ const SCHEMAS: &[Schema] = &[
         table: "ike",
         keys: &[
             "proposals",
+            "require_pq",
             "rekey",
             "mobike",
             "fragmentation",

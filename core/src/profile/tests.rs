@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::*;
+use crate::proposal::default_ike;
 use crate::timer::UnixTime;
 use crate::wire::iana::KeMethod;
 
@@ -86,7 +87,7 @@ fn a_small_profile_gets_the_documented_defaults() {
     assert!(profile.gateway.anchors.system && !profile.gateway.allow_sha1_auth);
     assert_eq!(profile.auth.method, AuthKind::EapMsChapV2);
     assert_eq!(profile.auth.username.as_deref(), Some("alice"));
-    assert_eq!(profile.ike.proposals, crate::proposal::default_ike());
+    assert_eq!(profile.ike.proposals, default_ike());
     assert_eq!(profile.ike.rekey, Duration::from_secs(4 * 3600));
     assert_eq!(profile.ike.dpd, Duration::from_secs(30));
     assert!(profile.ike.mobike && profile.ike.fragmentation && !profile.ike.initial_contact);
@@ -373,10 +374,10 @@ fn what_this_version_cannot_do_is_said() {
         error.contains("7:1: network.kill_switch: this version cannot block") && error.contains("= false")
     );
     let error = &errors(&with(
-        "[ike]\nproposals = [\"aes256gcm16-prfsha384-x25519-ke1_mlkem768\"]\n",
+        "[ike]\nproposals = [\"aes256gcm16-prfsha384-x25519-ke1_kyber768\"]\n",
     ))[0];
     assert!(
-        error.contains("7:44: ike.proposals: `ke1_mlkem768` cannot be used: additional key"),
+        error.contains("7:44: ike.proposals: `ke1_kyber768` cannot be used: it is not supported"),
         "{error}"
     );
     let report = read(&with("[network]\nallow_lan = true\n")).unwrap().report;
@@ -388,6 +389,38 @@ fn what_this_version_cannot_do_is_said() {
         error.contains("8:1: child.require_pfs: needs a key exchange"),
         "{error}"
     );
+}
+
+#[test]
+fn a_post_quantum_key_exchange_can_be_demanded() {
+    let ike = |text: &str| read(&with(&format!("[ike]\n{text}"))).unwrap();
+    let parsed = ike("");
+    assert!(!parsed.profile.ike.require_pq);
+    assert!(
+        !parsed
+            .profile
+            .ike
+            .proposals
+            .iter()
+            .all(IkeProposal::is_post_quantum)
+    );
+    let parsed = ike("require_pq = true\n");
+    assert!(parsed.profile.ike.require_pq);
+    assert_eq!(parsed.profile.ike.proposals, default_ike()[..1]);
+    assert_eq!(parsed.report.warnings, []);
+    let parsed = ike(
+        "require_pq = true\nproposals = [\"aes256gcm16-prfsha384-x25519\", \"aes256gcm16-prfsha384-x25519-ke1_mlkem512\"]\n",
+    );
+    let [only] = &*parsed.profile.ike.proposals else {
+        panic!("{:?}", parsed.profile.ike.proposals)
+    };
+    assert_eq!(only.to_string(), "aes256gcm16-prfsha384-x25519-ke1_mlkem512");
+    assert!(
+        remarks(&parsed.report.warnings)[0].starts_with("8: ike.proposals: those without a post-quantum")
+    );
+    let text = "[ike]\nproposals = [\"aes256gcm16-prfsha384-x25519-ke1_ecp384\"]\nrequire_pq = true\n";
+    let error = &errors(&with(text))[0];
+    assert!(error.contains("8:1: ike.require_pq: no proposal has"), "{error}");
 }
 
 #[test]

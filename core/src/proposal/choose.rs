@@ -1,8 +1,8 @@
 //! Choosing from what the gateway offers, when it begins a rekeying (RFC 7296, sections 2.7 and 3.3).
 
 use super::{
-    Choice, ESN, EspProposal, EspSuite, IkeProposal, IkeSuite, NO_ESN, Transform, cipher_transforms,
-    default_esp, esp_spi, is_aead, key_exchange_transforms, lenient, plain, wire_proposal,
+    AdditionalKeyExchanges, Choice, ESN, EspProposal, EspSuite, IkeProposal, IkeSuite, NO_ESN, Transform,
+    cipher_transforms, default_esp, esp_spi, is_aead, key_exchange_transforms, lenient, plain, wire_proposal,
 };
 use crate::crypto::Prf;
 use crate::wire::iana::{KeMethod, PrfId, ProtocolId, TransformType};
@@ -59,6 +59,7 @@ pub fn choose_esp(
         ]
         .concat(),
         key_exchanges: present.ke.into_iter().collect(),
+        additional: Vec::new(),
     };
     // Who offers a key exchange wants one, also where our profile names none.
     let mut methods: Vec<KeMethod> = sent.into_iter().collect();
@@ -87,7 +88,8 @@ pub fn choose_esp(
                 cipher,
                 // An old gateway may leave the sequence numbers away: 32 bits then.
                 esn: choice.one(TransformType::ESN).is_ok_and(|t| t == ESN),
-                ke: ke.filter(|method| *method != KeMethod(0)),
+                ke: ke.filter(|method| *method != KeMethod::NONE),
+                additional: AdditionalKeyExchanges::default(),
             };
             return Some(Chosen {
                 number: theirs.number,
@@ -113,7 +115,7 @@ pub fn choose_ike(
             let Ok(spi) = <[u8; 8]>::try_from(&*theirs.spi) else {
                 continue;
             };
-            let mut mine = mine.transforms.clone();
+            let mut mine = mine.without_additional().transforms;
             // What was sent saves a round trip, if it is ours at all.
             if let Some(index) = mine.iter().position(|t| *t == plain(TransformType::KE, sent.0)) {
                 let transform = mine.remove(index);
@@ -139,6 +141,7 @@ pub fn choose_ike(
                     cipher,
                     prf,
                     ke: KeMethod(ke.id),
+                    additional: AdditionalKeyExchanges::default(),
                 },
                 spi: IkeSpi(spi),
                 transforms: choice.0,

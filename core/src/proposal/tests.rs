@@ -105,6 +105,10 @@ fn every_keyword_is_printed_as_something_that_reads_back() {
         assert_eq!(esp(&proposal.to_string()), proposal);
     }
     for (index, (word, transform)) in KEYWORDS.iter().enumerate() {
+        assert!(
+            transform.kind != TransformType::KE || KeyExchange::is_supported(KeMethod(transform.id)),
+            "{word}"
+        );
         let first = KEYWORDS.iter().position(|(_, known)| known == transform).unwrap();
         assert!(
             first <= index && !KEYWORDS[..index].iter().any(|(known, _)| known == word),
@@ -158,11 +162,12 @@ fn wrong_keywords_are_named_with_their_place() {
         ike_error("zebra-x25519"),
         ("zebra".into(), "`zebra` is not a known algorithm".into())
     );
-    let (word, text) = ike_error("aes256gcm16-prfsha384-x25519-ke1_mlkem768");
-    assert_eq!(word, "ke1_mlkem768");
+    let (word, text) = ike_error("aes256gcm16-prfsha384-mlkem512");
+    assert_eq!(word, "mlkem512");
     assert_eq!(
         text,
-        "`ke1_mlkem768` cannot be used: additional key exchanges are not supported by this version"
+        "`mlkem512` cannot be used: it is too long for IKE_SA_INIT; write it as an additional key exchange, such as \
+         `ke1_mlkem768`"
     );
     assert!(ike_error("3des-sha1-modp1024").1.contains("obsolete"));
     assert!(
@@ -240,19 +245,181 @@ fn defaults_contain_nothing_weak() {
 #[test]
 fn offers_are_numbered_from_one() {
     let offer = ike_offer(&default_ike(), &[]);
-    assert_eq!(offer.iter().map(|p| p.number).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(offer.iter().map(|p| p.number).collect::<Vec<_>>(), [1, 2, 3]);
     assert!(
         offer
             .iter()
             .all(|p| p.protocol == ProtocolId::IKE && p.spi.is_empty())
     );
+    let offer = esp_offer(&default_esp(), EspSpi(7), true);
+    assert_eq!(offer.iter().map(|p| p.number).collect::<Vec<_>>(), [1, 2, 3]);
+    // Without key exchanges the first two are the same.
     let offer = esp_offer(&default_esp(), EspSpi(7), false);
     assert_eq!(offer.iter().map(|p| p.number).collect::<Vec<_>>(), [1, 2]);
 }
 
 #[test]
+fn additional_key_exchanges_have_their_places() {
+    let proposal = ike("ke3_none-aes256gcm16-KE1_mlkem1024-prfsha384-ke3_x25519-ke1_MLKEM768-ecp384");
+    assert_eq!(
+        proposal.to_string(),
+        "aes256gcm16-prfsha384-ecp384-ke1_mlkem1024-ke1_mlkem768-ke3_none-ke3_x25519"
+    );
+    assert_eq!(ike(&proposal.to_string()), proposal);
+    let wire = proposal.to_wire(1, &[]);
+    let places: Vec<(u8, u16)> = wire.transforms[3..].iter().map(|t| (t.kind.0, t.id)).collect();
+    assert_eq!(places, [(6, 37), (6, 36), (8, 0), (8, 31)]);
+    assert!(proposal.has_additional() && proposal.is_post_quantum());
+    assert_eq!(
+        proposal.key_exchanges().collect::<Vec<_>>(),
+        [KeMethod::ECP_384],
+        "what IKE_SA_INIT may begin with"
+    );
+    let classical = ike("aes256gcm16-prfsha384-ecp384-ke7_x25519");
+    assert!(classical.has_additional() && !classical.is_post_quantum());
+    assert!(!ike("aes256gcm16-prfsha384-ecp384").has_additional());
+    assert_eq!(
+        ike("aes256gcm16-prfsha384-ecp384-ke1_modp1024").legacy(),
+        ["modp1024"]
+    );
+
+    let proposal = esp("aes256gcm16-x25519-mlkem512-ke2_mlkem768-ke2_none");
+    assert_eq!(
+        proposal.to_string(),
+        "aes256gcm16-noesn-x25519-mlkem512-ke2_mlkem768-ke2_none"
+    );
+    let in_ike_auth = proposal.to_wire(1, EspSpi(300), false);
+    assert!(in_ike_auth.transforms.iter().all(|t| t.kind.0 < 6));
+    assert_eq!(
+        EspProposal::parse("aes256gcm16-ke1_mlkem768").unwrap_err().kind,
+        ProposalErrorKind::NoKeyExchange
+    );
+}
+
+#[test]
+fn wrong_additional_key_exchanges_are_named_with_their_place() {
+    let (word, text) = ike_error("aes256gcm16-prfsha384-x25519-ke1_mlkem769");
+    assert_eq!(word, "ke1_mlkem769");
+    assert_eq!(
+        text,
+        "`ke1_mlkem769` is not a known algorithm; did you mean `mlkem768`?"
+    );
+    for word in ["ke1_sha256", "ke1_prfsha256", "ke1_esn", "ke7_aes256gcm16"] {
+        let (named, text) = ike_error(&format!("aes256gcm16-prfsha384-x25519-{word}"));
+        assert_eq!(named, word);
+        assert_eq!(
+            text,
+            format!("`{word}` is not a key exchange method with its place, such as `ke1_mlkem768`")
+        );
+    }
+    assert!(
+        ike_error("ke1_ntru128")
+            .1
+            .starts_with("`ke1_ntru128` cannot be used")
+    );
+    for word in ["ke0_x25519", "ke8_x25519", "ke_x25519", "ke1x25519", "ké1_x25519"] {
+        assert!(ike_error(word).1.contains("is not a known algorithm"), "{word}");
+    }
+    assert!(ike_error("ke1_").1.contains("a keyword is missing"));
+    // However long it is.
+    assert!(
+        ike_error(&"ke1_".repeat(100_000))
+            .1
+            .contains("is not a known algorithm")
+    );
+}
+
+#[test]
+fn additional_key_exchanges_of_the_choice() {
+    let offered = [ike(
+        "aes256gcm16-prfsha384-x25519-ecp384-ke1_mlkem768-ke1_mlkem1024-ke2_x25519-ke2_mlkem768-ke2_none",
+    )];
+    let select = |choice: &str| {
+        select_ike(
+            &offered,
+            &ike_answer(1, &format!("aes256gcm16-prfsha384-{choice}")),
+        )
+    };
+    let suite = select("x25519-ke1_mlkem1024-ke2_mlkem768").unwrap();
+    assert_eq!(
+        suite.additional.methods().collect::<Vec<_>>(),
+        [KeMethod::ML_KEM_1024, KeMethod::ML_KEM_768]
+    );
+    assert!(suite.is_post_quantum());
+    assert_eq!(
+        suite.to_string(),
+        "aes256gcm16-prfsha384-x25519-ke1_mlkem1024-ke2_mlkem768"
+    );
+    let suite = select("ecp384-ke1_mlkem768-ke2_x25519").unwrap();
+    assert_eq!(
+        suite.to_string(),
+        "aes256gcm16-prfsha384-ecp384-ke1_mlkem768-ke2_x25519"
+    );
+    // NONE, said or left out.
+    for choice in ["x25519-ke1_mlkem768-ke2_none", "x25519-ke1_mlkem768"] {
+        let suite = select(choice).unwrap();
+        assert_eq!(suite.to_string(), "aes256gcm16-prfsha384-x25519-ke1_mlkem768");
+    }
+    let missing = SelectError::Count {
+        kind: TransformType::ADDKE1,
+        count: 0,
+    };
+    assert_eq!(select("x25519-ke2_mlkem768"), Err(missing));
+    for (choice, twice) in [
+        ("ecp384-ke1_mlkem768-ke2_mlkem768", KeMethod::ML_KEM_768),
+        ("x25519-ke1_mlkem768-ke2_x25519", KeMethod::CURVE25519),
+    ] {
+        assert_eq!(select(choice), Err(SelectError::Repeated(twice)));
+    }
+    for (choice, kind, id) in [
+        ("x25519-ke1_mlkem512", TransformType::ADDKE1, 35),
+        ("x25519-ke1_none", TransformType::ADDKE1, 0),
+        ("x25519-ke1_mlkem768-ke3_mlkem1024", TransformType::ADDKE3, 37),
+        ("x25519-ke1_mlkem768-ke3_none", TransformType::ADDKE3, 0),
+    ] {
+        let error = SelectError::NotOffered {
+            kind,
+            id,
+            key_bits: None,
+        };
+        assert_eq!(select(choice), Err(error), "{choice}");
+    }
+    let mut both = ike_answer(1, "aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke1_mlkem1024");
+    let twice = SelectError::Count {
+        kind: TransformType::ADDKE1,
+        count: 2,
+    };
+    assert_eq!(select_ike(&offered, &both), Err(twice));
+    both[0].transforms.pop();
+    assert!(select_ike(&offered, &both).is_ok());
+}
+
+#[test]
+fn additional_key_exchanges_of_the_child_choice() {
+    let offered = default_esp();
+    let select = |number, choice: &str, with_ke| {
+        select_esp(&offered, &esp_answer(number, choice), with_ke).map(|(suite, _)| suite)
+    };
+    let suite = select(1, "aes256gcm16-esn-x25519-ke1_mlkem768", true).unwrap();
+    assert_eq!(suite.to_string(), "aes256gcm16-x25519-ke1_mlkem768-esn");
+    assert_eq!(
+        suite.additional.methods().collect::<Vec<_>>(),
+        [KeMethod::ML_KEM_768]
+    );
+    assert!(select(1, "aes256gcm16-esn-x25519", true).is_err());
+    assert!(select(2, "aes256gcm16-esn-x25519-ke1_mlkem768", true).is_err());
+    let suite = select(2, "aes256gcm16-esn-x25519", true).unwrap();
+    assert_eq!(suite.additional, AdditionalKeyExchanges::default());
+    // In IKE_AUTH there is none, and the numbers are those of its offer.
+    assert!(select(1, "aes256gcm16-esn", false).is_ok());
+    assert!(select(1, "aes256gcm16-esn-x25519-ke1_mlkem768", false).is_err());
+    assert!(select(2, "aes256-sha256-esn", false).is_ok());
+    assert_eq!(select(3, "aes256-sha256-esn", false), Err(SelectError::Number(3)));
+}
+
+#[test]
 fn the_choice_becomes_a_suite() {
-    let suite = select_ike(&default_ike(), &ike_answer(1, "aes256gcm16-prfsha384-x25519")).unwrap();
+    let suite = select_ike(&default_ike(), &ike_answer(2, "aes256gcm16-prfsha384-x25519")).unwrap();
     assert_eq!(
         suite,
         IkeSuite {
@@ -262,18 +429,21 @@ fn the_choice_becomes_a_suite() {
             },
             prf: Prf::HmacSha2_384,
             ke: KeMethod::CURVE25519,
+            additional: AdditionalKeyExchanges::default(),
         }
     );
     assert_eq!(suite.to_string(), "aes256gcm16-prfsha384-x25519");
-    let suite = select_ike(&default_ike(), &ike_answer(2, "aes128-sha256-prfsha512-modp2048")).unwrap();
+    assert!(!suite.is_post_quantum());
+    let suite = select_ike(&default_ike(), &ike_answer(3, "aes128-sha256-prfsha512-modp2048")).unwrap();
     assert_eq!(suite.cipher.integ, Some(Integ::HmacSha2_256_128));
     assert_eq!(suite.to_string(), "aes128-sha256-prfsha512-modp2048");
     let suite = select_ike(
         &default_ike(),
-        &ike_answer(1, "chacha20poly1305-prfsha256-ecp256"),
+        &ike_answer(1, "chacha20poly1305-prfsha256-ecp256-ke1_mlkem768"),
     )
     .unwrap();
     assert_eq!(suite.cipher.encr, Encr::ChaCha20Poly1305);
+    assert!(suite.is_post_quantum());
 }
 
 #[test]
@@ -295,11 +465,12 @@ fn the_child_choice_becomes_a_suite_and_an_spi() {
         Err(SelectError::Spi(4))
     );
 
-    let answer = esp_answer(2, "aes256-sha512-noesn-ecp384");
+    let answer = esp_answer(3, "aes256-sha512-noesn-ecp384");
     let (suite, _) = select_esp(&default_esp(), &answer, true).unwrap();
     assert_eq!(suite.to_string(), "aes256-sha512-ecp384");
     assert_eq!((suite.esn, suite.ke), (false, Some(KeMethod::ECP_384)));
     // In IKE_AUTH no key exchange was offered.
+    let answer = esp_answer(2, "aes256-sha512-noesn-ecp384");
     assert!(matches!(
         select_esp(&default_esp(), &answer, false),
         Err(SelectError::NotOffered {
@@ -414,7 +585,7 @@ fn other_choices_are_refused() {
 
 #[test]
 fn integrity_none_beside_an_aead_cipher_is_tolerated() {
-    let mut answer = ike_answer(1, "aes256gcm16-prfsha384-x25519");
+    let mut answer = ike_answer(2, "aes256gcm16-prfsha384-x25519");
     answer[0]
         .transforms
         .insert(1, wire::Transform::new(TransformType::INTEG, 0, None));

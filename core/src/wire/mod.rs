@@ -8,12 +8,14 @@
 //! | `sa`, `ts` | the two payloads with structure inside: proposals, traffic selectors |
 //! | `sealed` | SK and SKF: messages under a key |
 //! | `reassembly` | fragments back to a message |
+//! | `authenticated` | what both sides prove of an IKE_INTERMEDIATE message |
 //!
 //! Decoding is strict about structure: every length, count and chain must be consistent to the last octet, and what
 //! an element says about itself must be possible. It is tolerant where RFC 7296 demands tolerance: unknown numbers
 //! survive, reserved bits are ignored, payloads come in any order. What an acceptable value *means* is decided
 //! elsewhere. Nothing recurses, and what is allocated is bounded by the length of the message.
 
+mod authenticated;
 mod header;
 pub mod iana;
 mod payload;
@@ -27,6 +29,7 @@ mod ts;
 
 use std::fmt;
 
+pub use authenticated::{authenticated_octets, covered_head};
 pub use header::{Flags, Header, Message, VERSION, encode_message};
 pub use payload::{
     Auth, Cert, CertReq, CfgAttribute, Cp, Delete, Fragment, Id, Ke, Notify, Payload, Sealed,

@@ -56,6 +56,9 @@ impl std::error::Error for OpenError {}
 pub struct OpenedBody<'a> {
     /// The message's header.
     pub header: Header,
+    /// All octets before the encrypted ones, as received: from the header to the generic header of SK, or to the fragment
+    /// numbers of SKF.
+    pub covered: &'a [u8],
     /// The type of the first payload in `body`; [`PayloadType::NONE`] without payloads, and in all fragments but
     /// the first.
     pub first: PayloadType,
@@ -97,6 +100,7 @@ pub fn open_sealed<'a>(message: &'a mut [u8], key: &PacketKey) -> Result<OpenedB
     let body = body.ok_or(OpenError::Padding)?;
     Ok(OpenedBody {
         header,
+        covered,
         first,
         body,
         offset: start.saturating_add(key.suite().iv_len()),

@@ -104,8 +104,15 @@ impl GatewayConfig {
             identity,
             proof,
             client,
-            ike: default_ike(),
-            esp: default_esp(),
+            // Without additional key exchanges (RFC 9370).
+            ike: default_ike()
+                .into_iter()
+                .filter(|proposal| !proposal.has_additional())
+                .collect(),
+            esp: default_esp()
+                .into_iter()
+                .filter(|proposal| proposal.additional.is_empty())
+                .collect(),
             pfs: Pfs::Optional,
             cookie: false,
             refuse_init: None,

@@ -2,6 +2,7 @@ use hex_literal::hex;
 
 use super::*;
 use crate::crypto::{Encr, Integ};
+use crate::proposal::AdditionalKeyExchanges;
 use crate::wire::iana::KeMethod;
 
 const AES_CBC_SHA1: CipherSuite = CipherSuite {
@@ -26,6 +27,7 @@ fn suite(cipher: CipherSuite, prf: Prf) -> IkeSuite {
         cipher,
         prf,
         ke: KeMethod::CURVE25519,
+        additional: AdditionalKeyExchanges::default(),
     }
 }
 

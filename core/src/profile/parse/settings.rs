@@ -25,9 +25,22 @@ const MANY_PROPOSALS: usize = 4;
 
 impl<'t> Parser<'t, '_> {
     pub(super) fn ike(&mut self, section: Section<'_, 't>) -> IkeConfig {
-        let proposals = self
+        let mut proposals = self
             .proposals(section, IkeProposal::parse, IkeProposal::legacy, default_ike)
             .unwrap_or_else(default_ike);
+        let require_pq = self.switch(section, "require_pq", false);
+        if require_pq {
+            let all = proposals.len();
+            proposals.retain(IkeProposal::is_post_quantum);
+            if proposals.is_empty() {
+                let message = "no proposal has a post-quantum key exchange, such as `ke1_mlkem768`";
+                self.reader.error_at(section, "require_pq", message);
+            } else if proposals.len() < all && section.has("proposals") {
+                let message =
+                    "those without a post-quantum key exchange are not offered, because of require_pq";
+                self.reader.warn(section, "proposals", message);
+            }
+        }
         let rekey = self.seconds(section, "rekey", HOUR * 4, REKEY);
         let mobike = self.switch(section, "mobike", true);
         let fragmentation = self.switch(section, "fragmentation", true);
@@ -40,6 +53,7 @@ impl<'t> Parser<'t, '_> {
         let initial_contact = self.switch(section, "initial_contact", false);
         IkeConfig {
             proposals,
+            require_pq,
             rekey,
             mobike,
             fragmentation,

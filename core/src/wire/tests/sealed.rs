@@ -2,7 +2,7 @@
 
 use hex_literal::hex;
 
-use super::super::iana::{ExchangeType, NotifyType, PayloadType};
+use super::super::iana::{ExchangeType, KeMethod, NotifyType, PayloadType};
 use super::super::*;
 use super::{header, message};
 use crate::crypto::{CipherSuite, CryptoError, Encr, Integ, PacketKey};
@@ -305,6 +305,82 @@ fn impossible_fragment_sizes_are_refused() {
         }
         assert!(seal_fragments(header(), &payloads, &key, &mut 0, 200).is_ok());
     }
+}
+
+/// RFC 9242, section 3.3.2: neither encryption nor fragments show in what is proven.
+#[test]
+fn what_is_proven_of_a_message_is_the_message_in_clear() {
+    let octets: Vec<u8> = (0..=255).cycle().take(1568).collect();
+    let ke = Ke {
+        method: KeMethod::ML_KEM_1024,
+        data: &octets,
+    };
+    let payloads = [Payload::Ke(ke)];
+    let mut body = Vec::new();
+    let first = encode_payloads(&payloads, &mut body).unwrap();
+    // Written by hand: header, SK's generic header, and the KE payload.
+    let expected = [
+        hex!("0102030405060708" "1112131415161718" "2e 20 25 08 00000007 00000648").as_slice(),
+        &hex!("22 00 062c"),
+        &hex!("00 00 0628 0025 0000"),
+        &octets,
+    ]
+    .concat();
+    let ours = covered_head(header(), first);
+    assert_eq!(authenticated_octets(&ours, &body), Some(expected.clone()));
+    for suite in SUITES {
+        let key = key(suite);
+        for max in [200, 548, 1252, 3000] {
+            let datagrams = seal_fragments(header(), &payloads, &key, &mut 1, max).unwrap();
+            let mut datagram = datagrams[0].clone();
+            let opened = open_sealed(&mut datagram, &key).unwrap();
+            assert_eq!(
+                authenticated_octets(opened.covered, &body),
+                Some(expected.clone()),
+                "{max}"
+            );
+            // Bits that mean nothing are proven as received.
+            let mut covered = opened.covered.to_vec();
+            covered[17] |= 0x01;
+            covered[19] |= 0xc7;
+            covered[29] |= 0xff;
+            let mut expected = expected.clone();
+            expected[17] |= 0x01;
+            expected[19] |= 0xc7;
+            expected[29] |= 0xff;
+            assert_eq!(authenticated_octets(&covered, &body), Some(expected));
+        }
+    }
+}
+
+#[test]
+fn payloads_before_sk_are_proven_with_it() {
+    let before = hex!("0102030405060708" "1112131415161718" "2b 20 25 08 00000007 000000ff");
+    let vendor = |next: u8| [&[next, 0, 0, 9][..], b"clear"].concat();
+    let body = [7; 300];
+    for (next, rest) in [(46, &hex!("22 00 0144")[..]), (53, &hex!("22 00 0044 0001 0009"))] {
+        let covered = [&before[..], &vendor(43), &vendor(next), rest].concat();
+        let expected = [
+            &before[..24],
+            &hex!("0000015e"),
+            &vendor(43),
+            &vendor(46),
+            &hex!("22 00 0130"),
+            &body,
+        ]
+        .concat();
+        assert_eq!(expected.len(), 0x15e);
+        assert_eq!(authenticated_octets(&covered, &body), Some(expected));
+        let whole = before.len() + 2 * 9 + 4;
+        for end in 0..covered.len() {
+            let octets = authenticated_octets(&covered[..end], &body);
+            assert_eq!(octets.is_some(), end >= whole, "{end}");
+        }
+    }
+    // An empty message proves its head.
+    let empty = covered_head(header(), PayloadType::NONE);
+    let expected = hex!("0102030405060708" "1112131415161718" "2e 20 25 08 00000007 00000020" "00 00 0004");
+    assert_eq!(authenticated_octets(&empty, &[]), Some(expected.to_vec()));
 }
 
 #[test]
