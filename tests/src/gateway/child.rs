@@ -17,6 +17,8 @@ use super::keys::{Nonces, SaKeys};
 
 /// How long packets of a Child SA that is gone may still be on their way.
 const GRACE: Duration = Duration::from_secs(5);
+/// By then the client has the answer that made a Child SA, or has given up.
+pub(super) const CONFIRMED_BY_TIME: Duration = Duration::from_secs(30);
 /// How long the client has to delete a Child SA that is its to delete.
 pub(super) const DELETE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -29,6 +31,8 @@ pub(super) struct Child {
     pub(super) state: ChildState,
     /// The gateway may send on it: the client is known to receive.
     pub(super) sends: bool,
+    /// The IKE SA, by the gateway's SPI, on which the client has yet to show that it got the answer that made this one.
+    pub(super) unconfirmed: Option<IkeSpi>,
     /// The one that it takes the place of, by the gateway's SPI.
     pub(super) replaces: Option<EspSpi>,
     /// When `state` has lasted long enough.
@@ -106,6 +110,7 @@ impl Child {
             made: now,
             state: ChildState::Up,
             sends: true,
+            unconfirmed: None,
             replaces: None,
             until: None,
             aged: Aged::Not,

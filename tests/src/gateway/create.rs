@@ -234,6 +234,7 @@ impl Session {
         let mut child = Child::new(agreed, keys, &nonces, cx.now);
         // RFC 7296, section 2.8: the client cannot receive on it before it has this answer.
         child.sends = old.is_none();
+        child.unconfirmed = Some(self.sas[index].channel.own_spi());
         child.replaces = old;
         self.children.push(child);
         let Some(old) = old else { return Ok(()) };

@@ -13,7 +13,7 @@ use peregrine_core::wire::{EspSpi, Header, IkeSpi, Payload, TrafficSelector};
 use super::auth::Handshake;
 use super::book::{Cx, Note};
 use super::channel::{Channel, Incoming, Opened, Overdue};
-use super::child::{Aged, Child, ChildState};
+use super::child::{Aged, CONFIRMED_BY_TIME, Child, ChildState};
 use super::config::{End, GatewayConfig, Life};
 use super::rekey::{ChildAttempt, IkeAttempt};
 
@@ -225,6 +225,11 @@ impl Session {
     }
 
     fn serve(&mut self, index: usize, opened: &Opened, path: Path, cx: &mut Cx<'_>) {
+        // The window is one: whoever asks again has got the answer before.
+        let own_spi = self.sas[index].channel.own_spi();
+        for child in &mut self.children {
+            child.unconfirmed = child.unconfirmed.filter(|spi| *spi != own_spi);
+        }
         let payloads = opened.payloads();
         let header = &opened.header;
         let kinds = payloads.iter().map(Payload::kind).collect();
@@ -337,10 +342,17 @@ impl Session {
         }
     }
 
-    /// The IKE SA that a task is for.
+    /// The IKE SA that a task is for. What is about a Child SA that the client may not have yet waits: asked too early, it
+    /// would know nothing of it, and have it a moment later.
     fn target(&self, task: &Task) -> Option<usize> {
+        let is_too_early = |spi: &EspSpi| {
+            let mut children = self.children.iter();
+            children.any(|child| child.spi() == *spi && child.unconfirmed.is_some())
+        };
         match task {
             Task::DeleteIke(spi) => self.by_own_spi(*spi),
+            Task::RekeyChild(spi) if is_too_early(spi) => None,
+            Task::DeleteChild(spis) if spis.iter().any(is_too_early) => None,
             _ => self.current(),
         }
     }
@@ -422,6 +434,7 @@ impl Session {
         let inner = child.open(packet)?;
         // The client sends on it, so it receives on it.
         child.sends = true;
+        child.unconfirmed = None;
         self.last_in = now;
         if follows {
             self.path = path;
@@ -443,7 +456,12 @@ impl Session {
         });
         let children = self.children.iter().flat_map(|child| {
             let life = self.next_of_life(config.child_life, child.made, child.aged);
-            [child.until, life.map(|(due, _)| due).filter(|_| child.is_live())]
+            let confirmed = child.unconfirmed.map(|_| child.made + CONFIRMED_BY_TIME);
+            [
+                child.until,
+                confirmed,
+                life.map(|(due, _)| due).filter(|_| child.is_live()),
+            ]
         });
         let tasks = self
             .tasks
@@ -520,6 +538,9 @@ impl Session {
         }
         let mut overdue = Vec::new();
         for child in &mut self.children {
+            if now >= child.made + CONFIRMED_BY_TIME {
+                child.unconfirmed = None;
+            }
             if child.state == ChildState::Awaiting && is_due(child.until) {
                 child.until = None;
                 child.state = ChildState::Closing;

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use peregrine_core::proposal::{EspProposal, IkeProposal};
+use peregrine_core::timer::Instant;
 use peregrine_core::wire::iana::{ExchangeType, KeMethod, NotifyType, PayloadType, ProtocolId};
 use peregrine_core::wire::{Notify, Payload};
 
 use super::peer::{CBC, Table, note};
-use crate::gateway::{Pfs, Side};
+use crate::gateway::{Gateway, Pfs, Side};
 
 const X25519: KeMethod = KeMethod::CURVE25519;
 const P256: KeMethod = KeMethod::ECP_256;
@@ -289,6 +290,38 @@ fn a_delete_that_waits_for_its_turn_is_not_a_delete_that_was_sent() {
     assert_eq!(answer.deleted(), [table.children[0].outbound.spi()]);
     table.reply(&question, &[]);
     assert!(table.requests.is_empty(), "there is nothing left to delete");
+}
+
+#[test]
+fn what_the_client_may_not_have_yet_is_left_alone() {
+    let begin: [fn(&mut Gateway, Instant) -> _; 2] = [Gateway::rekey_child, Gateway::delete_child];
+    for act in begin {
+        // The next request shows that the answer has come; so does a packet.
+        let mut table = connected();
+        table.rekey_child(0, 0, &[]);
+        table.gateway_does(act);
+        assert!(table.requests.is_empty());
+        table.delete_child(0, 0);
+        assert_eq!(table.requests.len(), 1);
+
+        let mut table = connected();
+        let draft = table.draft_child(None, &[]);
+        let answer = table.ask(0, CREATE, &draft.payloads());
+        let new = table.make_child(0, &draft, &answer);
+        table.delete_child(0, 0);
+        assert!(table.sends_on(new));
+        table.gateway_does(act);
+        assert_eq!(table.requests.len(), 1);
+
+        // By time it has come, or the client has given up.
+        let mut table = connected();
+        table.rekey_child(0, 0, &[]);
+        table.gateway_does(act);
+        table.pass(Duration::from_secs(29));
+        assert!(table.requests.is_empty());
+        table.pass(2 * SECOND);
+        assert!(!table.requests.is_empty());
+    }
 }
 
 /// Both ends rekey the first child: the gateway's request and the client's draft with its answer.

@@ -6,6 +6,7 @@ mod connect;
 mod drafts;
 mod ike;
 mod life;
+mod mirror;
 mod mobike;
 mod peer;
 mod said;
