@@ -185,6 +185,7 @@ impl Cast {
                 username: Some("alice".into()),
                 aaa_identity: None,
                 aaa_anchors: None,
+                ppk: None,
             },
             ike: IkeConfig {
                 proposals: default_ike(),
@@ -221,6 +222,7 @@ impl Cast {
     pub fn credentials(&self) -> Credentials {
         Credentials {
             psk: Some(Secret::from_slice(PSK)),
+            ppk: None,
             password: Some(Secret::from_slice(PASSWORD.as_bytes())),
             chain: vec![self.user.certificate()],
             key: Some(self.user.private_key()),

@@ -10,12 +10,14 @@ use super::channel::{Channel, Opened};
 use super::child::{self, ChildOffer};
 use super::established::{self, Established};
 use super::init::Agreed;
+use super::keys::PpkKeys;
 use super::nat::Nat;
 use super::proof::{self, PeerVerified, Proven, Transcript, shared_key_mic};
 use super::{
     Broken, Cx, News, Next, SaConfig, State, delete_ike, error_notify, notify, refuse_critical, unsendable,
 };
 use crate::command::{Cause, Failure, Path, Stage};
+use crate::crypto::Prf;
 use crate::eap::{Eap, EapConfig, EapError, EapMethod, EapMsChapV2, EapTls, Msk, Step};
 use crate::profile::{AuthKind, DnsPolicy, Identity};
 use crate::proposal::{self, IkeSuite};
@@ -29,6 +31,8 @@ use crate::wire::{self, Cert, CertReq, CfgAttribute, Cp, Header, Id, Payload, Ts
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The largest EAP packet that we send, in octets: what fits into RADIUS on its way to an authentication server.
 const EAP_FRAGMENT: usize = 1024;
+/// The type of a PPK_ID that is configured on both sides (RFC 8784, section 5.1).
+const PPK_ID_FIXED: u8 = 2;
 /// The whole of IKE_AUTH.
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -40,6 +44,9 @@ pub(super) struct Auth {
     suite: IkeSuite,
     nat: Nat,
     hashes: Option<Vec<HashAlgorithm>>,
+    uses_ppk: bool,
+    /// The keys without the PPK, from our AUTH on until the gateway says whether it has the PPK.
+    without_ppk: Option<PpkKeys>,
     /// IDi': what our AUTH covers of our identity.
     id: (IdType, Vec<u8>),
     offer: ChildOffer,
@@ -73,6 +80,7 @@ impl Auth {
             suite,
             nat,
             hashes,
+            uses_ppk,
         } = agreed;
         let id = our_identity(&config, &channel).to_wire();
         let offer = ChildOffer::new(&config.profile, cx.rng);
@@ -84,6 +92,8 @@ impl Auth {
             suite,
             nat,
             hashes,
+            uses_ppk,
+            without_ppk: None,
             id,
             offer,
             progress,
@@ -102,20 +112,23 @@ impl Auth {
     }
 
     fn send_first(&mut self, cx: &mut Cx<'_>) -> Result<(), Cause> {
-        let (profile, credentials) = (&self.config.profile, &self.config.credentials);
+        let config = Arc::clone(&self.config);
+        let (profile, credentials) = (&config.profile, &config.credentials);
         let method = profile.auth.method;
-        let id = Id::new(self.id.0, &self.id.1);
-        let octets = self.transcript.initiator_octets(&self.channel.keys, &id.body());
+        let prf = self.channel.keys.prf;
         let auth = match method {
             AuthKind::Psk => {
                 let psk = credentials.psk.as_ref();
                 let psk = psk.ok_or_else(|| Cause::Credential("the profile has no pre-shared key".into()))?;
-                let mic = shared_key_mic(self.channel.keys.prf, psk.as_bytes(), &octets);
-                Some((AuthMethod::SHARED_KEY_MIC, mic.as_bytes().to_vec()))
+                Some(self.prove(|octets| Ok(shared_key_auth(prf, psk.as_bytes(), octets)))?)
             }
-            AuthKind::Certificate => Some(proof::sign(&self.config, self.hashes.as_deref(), &octets)?),
+            AuthKind::Certificate => {
+                let hashes = self.hashes.clone();
+                Some(self.prove(|octets| proof::sign(&config, hashes.as_deref(), octets))?)
+            }
             AuthKind::EapTls | AuthKind::EapMsChapV2 => None,
         };
+        let id = Id::new(self.id.0, &self.id.1);
         let authorities: Vec<u8> = if profile.gateway.anchors.system {
             Vec::new()
         } else {
@@ -150,12 +163,7 @@ impl Auth {
         if profile.gateway.send_idr {
             payloads.push(Payload::IdResponder(Id::new(gateway_id.0, &gateway_id.1)));
         }
-        if let Some((method, data)) = &auth {
-            payloads.push(Payload::Auth(wire::Auth {
-                method: *method,
-                data,
-            }));
-        }
+        payloads.extend(auth.as_ref().map(OurProof::auth));
         let former = former_addresses(&self.config.former);
         payloads.push(Payload::Cp(configuration_request(
             profile.network.dns == DnsPolicy::Gateway,
@@ -176,9 +184,60 @@ impl Auth {
         if profile.ike.mobike {
             payloads.push(notify(NotifyType::MOBIKE_SUPPORTED, &[]));
         }
+        payloads.extend(auth.iter().flat_map(OurProof::notifies));
         self.channel
             .request(ExchangeType::IKE_AUTH, &payloads, cx)
             .map_err(|error| unsendable(&error))
+    }
+
+    /// Our AUTH, made by `sign` of the octets that it covers. If both sides know of a PPK, it is stirred into the keys from
+    /// here on (RFC 8784, section 3).
+    fn prove(
+        &mut self,
+        sign: impl Fn(&[u8]) -> Result<(AuthMethod, Vec<u8>), Cause>,
+    ) -> Result<OurProof, Cause> {
+        let id = Id::new(self.id.0, &self.id.1).body();
+        let config = Arc::clone(&self.config);
+        let ppk = config.ppk().filter(|_| self.uses_ppk);
+        let mut proof = OurProof {
+            ppk_id: None,
+            without_ppk: None,
+            method: AuthMethod::SHARED_KEY_MIC,
+            data: Vec::new(),
+        };
+        if let Some((ppk, secret)) = ppk {
+            if !ppk.required {
+                let octets = self.transcript.initiator_octets(&self.channel.keys, &id);
+                let (_, data) = sign(&octets)?;
+                proof.without_ppk = Some(data);
+            }
+            proof.ppk_id = Some([&[PPK_ID_FIXED], ppk.id.as_slice()].concat());
+            self.without_ppk = Some(self.channel.keys.stir_in(secret).map_err(Broken::from)?);
+        } else if config.ppk().is_some() {
+            tracing::warn!("the gateway knows no post-quantum pre-shared keys: going on without");
+        }
+        let octets = self.transcript.initiator_octets(&self.channel.keys, &id);
+        (proof.method, proof.data) = sign(&octets)?;
+        Ok(proof)
+    }
+
+    /// Whether the gateway has the PPK too, which it says in the response to our AUTH.
+    fn settle_ppk(&mut self, payloads: &[Payload<'_>]) -> Result<(), Cause> {
+        let Some(keys) = self.without_ppk.take() else {
+            return Ok(());
+        };
+        let has_it = payloads.iter().any(
+            |payload| matches!(payload, Payload::Notify(notify) if notify.kind == NotifyType::PPK_IDENTITY),
+        );
+        if has_it {
+            return Ok(());
+        }
+        if self.config.ppk().is_none_or(|(ppk, _)| ppk.required) {
+            return Err(Cause::PpkNotUsed);
+        }
+        tracing::warn!("the gateway does not have our post-quantum pre-shared key: going on without");
+        self.channel.keys.go_without(keys);
+        Ok(())
     }
 
     fn stage(&self) -> Stage {
@@ -313,6 +372,9 @@ impl Auth {
         if !has_auth && eap.is_none() {
             return Err(self.progress.failure().unwrap_or_else(|| refusal(&payloads)));
         }
+        if has_auth {
+            self.settle_ppk(&payloads)?;
+        }
         match std::mem::replace(&mut self.progress, Progress::First) {
             Progress::First => {
                 let wants_eap = matches!(
@@ -433,20 +495,15 @@ impl Auth {
                     .request(ExchangeType::IKE_AUTH, &[Payload::Eap(&reply)], cx)
             }
             Step::Success(msk) => {
-                let id = Id::new(self.id.0, &self.id.1);
-                let octets = self.transcript.initiator_octets(&self.channel.keys, &id.body());
-                let mic = shared_key_mic(self.channel.keys.prf, msk.as_bytes(), &octets);
+                let prf = self.channel.keys.prf;
+                let proof = self.prove(|octets| Ok(shared_key_auth(prf, msk.as_bytes(), octets)))?;
                 self.progress = Progress::Last {
                     msk,
                     verified,
                     proven,
                 };
-                let auth = wire::Auth {
-                    method: AuthMethod::SHARED_KEY_MIC,
-                    data: mic.as_bytes(),
-                };
-                self.channel
-                    .request(ExchangeType::IKE_AUTH, &[Payload::Auth(auth)], cx)
+                let payloads: Vec<Payload<'_>> = [proof.auth()].into_iter().chain(proof.notifies()).collect();
+                self.channel.request(ExchangeType::IKE_AUTH, &payloads, cx)
             }
         }
         .map_err(|error| unsendable(&error))
@@ -461,6 +518,36 @@ impl Progress {
             Self::First | Self::Last { .. } => None,
         }
     }
+}
+
+/// Our AUTH, and what RFC 8784 puts beside it.
+struct OurProof {
+    method: AuthMethod,
+    data: Vec<u8>,
+    /// PPK_ID, if `data` was made with the PPK.
+    ppk_id: Option<Vec<u8>>,
+    /// The same AUTH without the PPK, for a gateway that does not have it.
+    without_ppk: Option<Vec<u8>>,
+}
+
+impl OurProof {
+    fn auth(&self) -> Payload<'_> {
+        Payload::Auth(wire::Auth {
+            method: self.method,
+            data: &self.data,
+        })
+    }
+
+    fn notifies(&self) -> impl Iterator<Item = Payload<'_>> {
+        let identity = self.ppk_id.iter().map(|id| notify(NotifyType::PPK_IDENTITY, id));
+        let without = self.without_ppk.iter();
+        identity.chain(without.map(|data| notify(NotifyType::NO_PPK_AUTH, data)))
+    }
+}
+
+fn shared_key_auth(prf: Prf, secret: &[u8], octets: &[u8]) -> (AuthMethod, Vec<u8>) {
+    let mic = shared_key_mic(prf, secret, octets);
+    (AuthMethod::SHARED_KEY_MIC, mic.as_bytes().to_vec())
 }
 
 enum Answered {

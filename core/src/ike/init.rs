@@ -153,6 +153,9 @@ impl Init {
         {
             payloads.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED, &[]));
         }
+        if self.config.ppk().is_some() {
+            payloads.push(notify(NotifyType::USE_PPK, &[]));
+        }
         let header = Header {
             initiator_spi: self.spi,
             responder_spi: IkeSpi::ZERO,
@@ -354,7 +357,7 @@ impl Init {
             return Err(broken("the responder's SPI is zero"));
         }
         let (mut sa, mut ke, mut nonce) = (None, None, None);
-        let (mut fragmentation, mut intermediate, mut hashes) = (false, false, None);
+        let (mut fragmentation, mut intermediate, mut uses_ppk, mut hashes) = (false, false, false, None);
         for payload in &message.payloads {
             let repeated = match payload {
                 Payload::Sa(proposals) => sa.replace(proposals).is_some(),
@@ -363,6 +366,7 @@ impl Init {
                 Payload::Notify(notify) => {
                     fragmentation |= notify.kind == NotifyType::IKEV2_FRAGMENTATION_SUPPORTED;
                     intermediate |= notify.kind == NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED;
+                    uses_ppk |= notify.kind == NotifyType::USE_PPK;
                     if notify.kind == NotifyType::SIGNATURE_HASH_ALGORITHMS {
                         let pairs = notify.data.chunks_exact(2);
                         hashes = Some(
@@ -399,6 +403,9 @@ impl Init {
         }
         if self.config.profile.ike.require_pq && !suite.is_post_quantum() {
             return Err(Cause::NoPostQuantum);
+        }
+        if self.config.ppk().is_some_and(|(ppk, _)| ppk.required) && !uses_ppk {
+            return Err(Cause::PpkNotUsed);
         }
         // RFC 7296, section 2.10.
         if nonce.len() * 2 < suite.prf.key_len() {
@@ -447,6 +454,7 @@ impl Init {
             suite,
             nat,
             hashes,
+            uses_ppk,
         })
     }
 }
@@ -459,4 +467,6 @@ pub(super) struct Agreed {
     pub(super) nat: Nat,
     /// The hash algorithms that the gateway accepts in signatures, if it speaks RFC 7427.
     pub(super) hashes: Option<Vec<HashAlgorithm>>,
+    /// The gateway knows PPKs (RFC 8784).
+    pub(super) uses_ppk: bool,
 }

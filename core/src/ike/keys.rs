@@ -156,6 +156,34 @@ impl SaKeys {
         Ok(ChildKeys { outbound, inbound })
     }
 
+    /// Stirs a PPK in: `SK_d = prf+(PPK, SK_d')`, and SK_pi and SK_pr likewise, what bears a mark being the keys so far
+    /// (RFC 8784, section 3). Once, after the last key exchange of the SA's beginning. Gives the keys so far.
+    pub(crate) fn stir_in(&mut self, ppk: &Secret) -> Result<PpkKeys, CryptoError> {
+        let stirred = |key: &Secret| {
+            self.prf
+                .plus(ppk.as_bytes(), &[key.as_bytes()], self.prf.key_len())
+        };
+        let stirred = PpkKeys {
+            derive: stirred(&self.derive)?,
+            proof_initiator: stirred(&self.proof_initiator)?,
+            proof_responder: stirred(&self.proof_responder)?,
+        };
+        Ok(self.exchange(stirred))
+    }
+
+    /// The keys without the PPK again: the gateway does not have it.
+    pub(crate) fn go_without(&mut self, keys: PpkKeys) {
+        self.exchange(keys);
+    }
+
+    fn exchange(&mut self, keys: PpkKeys) -> PpkKeys {
+        PpkKeys {
+            derive: std::mem::replace(&mut self.derive, keys.derive),
+            proof_initiator: std::mem::replace(&mut self.proof_initiator, keys.proof_initiator),
+            proof_responder: std::mem::replace(&mut self.proof_responder, keys.proof_responder),
+        }
+    }
+
     /// `{SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi | SPIr)`.
     fn expand(
         prf: Prf,
@@ -192,6 +220,13 @@ impl SaKeys {
             next_iv: 0,
         })
     }
+}
+
+/// The keys that a PPK changes.
+pub(crate) struct PpkKeys {
+    derive: Secret,
+    proof_initiator: Secret,
+    proof_responder: Secret,
 }
 
 /// Both directions' keys of a Child SA.

@@ -29,8 +29,9 @@ pub(crate) use established::{Established, Hint};
 pub(crate) use window::jitter;
 
 use crate::command::{Cause, Failure, Path, Rekey, Roam, Stage, Transmit};
+use crate::crypto::Secret;
 use crate::esp::{self, Discard};
-use crate::profile::{Credentials, Profile};
+use crate::profile::{Credentials, Ppk, Profile};
 use crate::rng::Rng;
 use crate::timer::{Instant, Timer, UnixTime};
 use crate::wire::iana::{NotifyType, ProtocolId};
@@ -108,6 +109,13 @@ impl SaConfig {
             credentials: Arc::clone(&self.credentials),
             former: addresses.to_vec(),
         }
+    }
+}
+
+impl SaConfig {
+    /// The post-quantum pre-shared key (RFC 8784), if there is one.
+    fn ppk(&self) -> Option<(&Ppk, &Secret)> {
+        self.profile.auth.ppk.as_ref().zip(self.credentials.ppk.as_ref())
     }
 }
 

@@ -100,6 +100,17 @@ pub struct Auth {
     pub aaa_identity: Option<Identity>,
     /// The certification authorities that may vouch for the EAP-TLS server; by default the gateway's.
     pub aaa_anchors: Option<Anchors>,
+    /// A post-quantum pre-shared key beside all of that (RFC 8784).
+    pub ppk: Option<Ppk>,
+}
+
+/// A post-quantum pre-shared key without itself, which is in [`Credentials::ppk`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ppk {
+    /// The name by which the gateway knows it.
+    pub id: Vec<u8>,
+    /// Never go without it.
+    pub required: bool,
 }
 
 /// With what we prove ourselves.
@@ -120,6 +131,8 @@ pub enum AuthKind {
 pub struct Credentials {
     /// The pre-shared key.
     pub psk: Option<Secret>,
+    /// The post-quantum pre-shared key.
+    pub ppk: Option<Secret>,
     /// The password, in UTF-8.
     pub password: Option<Secret>,
     /// Our certificate first, then intermediate ones in any order.

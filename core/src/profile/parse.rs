@@ -13,6 +13,7 @@ use crate::pki::Certificate;
 use crate::timer::UnixTime;
 
 mod credentials;
+mod ppk;
 mod settings;
 
 pub use credentials::{WEAK_PSK_WARNING, is_weak_psk};
@@ -169,6 +170,10 @@ const SCHEMAS: &[Schema] = &[
             "username",
             "password",
             "psk",
+            "ppk",
+            "ppk_file",
+            "ppk_id",
+            "ppk_required",
         ],
     },
     Schema {
@@ -250,18 +255,22 @@ impl<'t> Parser<'t, '_> {
         let ike = self.ike(ike);
         let child = self.child(child);
         let network = self.network(network);
+        let (ppk, ppk_secret) = self.ppk(auth).unzip();
         let method = method?;
         let credentials = self.credentials(auth, method, identities.as_ref());
         Some((
             Profile {
                 name,
                 gateway: gateway?,
-                auth: identities?,
+                auth: Auth { ppk, ..identities? },
                 ike,
                 child,
                 network,
             },
-            credentials?,
+            Credentials {
+                ppk: ppk_secret,
+                ..credentials?
+            },
         ))
     }
 
@@ -471,6 +480,7 @@ impl<'t> Parser<'t, '_> {
             username,
             aaa_identity,
             aaa_anchors,
+            ppk: None,
         }
     }
 

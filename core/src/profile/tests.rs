@@ -392,6 +392,95 @@ fn what_this_version_cannot_do_is_said() {
 }
 
 #[test]
+fn a_post_quantum_pre_shared_key() {
+    // The profile of `with` ends in its section `auth`.
+    let key = "q".repeat(43);
+    let parsed = read(&with(&format!("ppk = \"{key}\"\nppk_id = \"me\"\n"))).unwrap();
+    let expected = Ppk {
+        id: b"me".to_vec(),
+        required: false,
+    };
+    assert_eq!(parsed.profile.auth.ppk, Some(expected.clone()));
+    assert_eq!(parsed.credentials.ppk, Some(Secret::from_slice(key.as_bytes())));
+    let warnings = remarks(&parsed.report.warnings);
+    assert_eq!(
+        warnings.iter().filter(|line| line.contains("auth.ppk")).count(),
+        1,
+        "{warnings:?}"
+    );
+    assert!(!format!("{:?}", parsed.report).contains(&key));
+
+    let in_file = |content: &[u8]| {
+        let mut memory = Memory::default();
+        memory.files.insert("key".into(), content.to_vec());
+        let text = with("ppk_file = \"key\"\nppk_id = \"me\"\nppk_required = true\n");
+        parse(&text, "test.toml", &mut memory, now())
+    };
+    for (content, secret) in [
+        (
+            &b"0123456789abcdef0123456789abcdef\n"[..],
+            &b"0123456789abcdef0123456789abcdef"[..],
+        ),
+        (b"a line\r\n", b"a line"),
+        (b"two\nlines\n", b"two\nlines\n"),
+        (b"\x00\x01\x0a", b"\x00\x01\x0a"),
+    ] {
+        let parsed = in_file(content).unwrap();
+        assert_eq!(parsed.credentials.ppk, Some(Secret::from_slice(secret)));
+        assert_eq!(
+            parsed.profile.auth.ppk,
+            Some(Ppk {
+                required: true,
+                ..expected.clone()
+            })
+        );
+    }
+    let empty = in_file(b"\n").unwrap_err().to_string();
+    assert!(empty.contains("auth.ppk_file: is empty"), "{empty}");
+
+    for (key, bits) in [
+        ("0123456789abcdef".repeat(3), Some("192 bits")),
+        ("0123456789abcdef".repeat(4), None),
+        ("Q".repeat(42), Some("252 bits")),
+        ("!".repeat(31), Some("248 bits")),
+        ("!".repeat(32), None),
+    ] {
+        let parsed = read(&with(&format!("ppk = \"{key}\"\nppk_id = \"me\"\n"))).unwrap();
+        let weak = remarks(&parsed.report.warnings)
+            .into_iter()
+            .find(|line| line.contains("against a quantum computer"));
+        match bits {
+            Some(bits) => assert!(weak.is_some_and(|line| line.contains(bits)), "{key}"),
+            None => assert_eq!(weak, None, "{key}"),
+        }
+    }
+
+    for (text, error) in [
+        ("ppk = \"x\"\n", "auth.ppk_id: is missing"),
+        ("ppk_id = \"me\"\n", "auth.ppk_id: needs the post-quantum"),
+        (
+            "ppk_required = true\n",
+            "auth.ppk_required: needs the post-quantum",
+        ),
+        ("ppk = \"\"\nppk_id = \"me\"\n", "auth.ppk: must not be empty"),
+        (
+            "ppk = \"x\"\nppk_file = \"key\"\nppk_id = \"me\"\n",
+            "auth.ppk_file: cannot be combined",
+        ),
+        (
+            "ppk_file = \"other\"\nppk_id = \"me\"\n",
+            "auth.ppk_file: other: there is no such file",
+        ),
+    ] {
+        let errors = errors(&with(text));
+        assert!(
+            errors.iter().any(|line| line.contains(error)),
+            "{text}: {errors:?}"
+        );
+    }
+}
+
+#[test]
 fn a_post_quantum_key_exchange_can_be_demanded() {
     let ike = |text: &str| read(&with(&format!("[ike]\n{text}"))).unwrap();
     let parsed = ike("");

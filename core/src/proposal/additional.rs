@@ -19,6 +19,9 @@ pub(super) const PLACES: [TransformType; 7] = [
 pub struct AdditionalKeyExchanges([Option<KeMethod>; PLACES.len()]);
 
 impl AdditionalKeyExchanges {
+    /// None at all.
+    pub const NONE: Self = Self([None; PLACES.len()]);
+
     /// The methods in the order in which they are performed.
     pub fn methods(&self) -> impl Iterator<Item = KeMethod> + '_ {
         self.0.iter().copied().flatten()

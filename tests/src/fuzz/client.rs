@@ -44,7 +44,7 @@ pub fn client(data: &[u8]) {
         AuthKind::EapMsChapV2,
         AuthKind::EapTls,
     ][usize::from(choice % 4)];
-    let mut scene = Scene::new(method, choice & 4 != 0);
+    let mut scene = Scene::new(method, choice & 4 != 0, SUITES[usize::from(choice >> 3 & 1)]);
     for _ in 0..MAX_STEPS {
         if feed.0.is_empty() {
             break;
@@ -68,6 +68,12 @@ pub fn client(data: &[u8]) {
     panic!("the client does not come to rest");
 }
 
+/// What both sides agree on: the second makes the client go through IKE_INTERMEDIATE, of which it gets no good answer.
+const SUITES: [&str; 2] = [
+    "aes128gcm16-prfsha256-x25519",
+    "aes128gcm16-prfsha256-x25519-ke1_mlkem512",
+];
+
 /// A request of the client's.
 #[derive(Clone)]
 struct Request {
@@ -85,6 +91,7 @@ struct Keys {
 
 struct Scene {
     method: AuthKind,
+    suite: &'static str,
     /// The gateway is the one that the profile names.
     genuine: bool,
     client: Client,
@@ -102,13 +109,14 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(method: AuthKind, genuine: bool) -> Self {
+    fn new(method: AuthKind, genuine: bool, suite: &'static str) -> Self {
         let now = Instant::default();
         let mut profile = CAST.profile(method);
-        profile.ike.proposals = cast::ike("aes128gcm16-prfsha256-x25519");
+        profile.ike.proposals = cast::ike(suite);
         profile.child.proposals = cast::esp("aes128gcm16");
         let mut scene = Self {
             method,
+            suite,
             genuine,
             client: Client::new([0x43; 32], now, BEGINNING),
             now,
@@ -130,7 +138,9 @@ impl Scene {
 
     /// What must hold at any time.
     fn check(&self) {
-        let may_succeed = self.genuine && matches!(self.method, AuthKind::Psk | AuthKind::Certificate);
+        let may_succeed = self.genuine
+            && self.suite == SUITES[0]
+            && matches!(self.method, AuthKind::Psk | AuthKind::Certificate);
         let up = self.had_tunnel || self.client.status().state == State::Connected;
         assert!(may_succeed || !up, "a tunnel to a gateway that proved nothing");
         assert!(
@@ -221,13 +231,8 @@ impl Scene {
         let exchange = KeyExchange::generate(peer.method, &mut self.rng).expect("a key");
         let public = exchange.public().to_vec();
         let shared = exchange.agree(peer.data).expect("a good public value");
-        let proposal = cast::ike("aes128gcm16-prfsha256-x25519")
-            .remove(0)
-            .to_wire(1, &[]);
-        let suite = super::proposal::select_ike(
-            &cast::ike("aes128gcm16-prfsha256-x25519"),
-            std::slice::from_ref(&proposal),
-        );
+        let proposal = cast::ike(self.suite).remove(0).to_wire(1, &[]);
+        let suite = super::proposal::select_ike(&cast::ike(self.suite), std::slice::from_ref(&proposal));
         let mut payloads = vec![
             Payload::Sa(vec![proposal]),
             Payload::Ke(Ke {
@@ -240,6 +245,7 @@ impl Scene {
                 &[0, 2, 0, 3, 0, 4],
             )),
             Payload::Notify(Notify::new(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, &[])),
+            Payload::Notify(Notify::new(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED, &[])),
         ];
         payloads.extend(decode_payloads(first, chain, 0).unwrap_or_default());
         let header = self.header(ExchangeType::IKE_SA_INIT, 0, true);

@@ -171,6 +171,33 @@ fn an_additional_key_exchange() {
     }
 }
 
+/// RFC 8784, section 3. What protects messages stays.
+#[test]
+fn a_ppk() {
+    let ppk = Secret::new(octets(0x01, 40));
+    let before = old();
+    let mut keys = old();
+    let without = keys.stir_in(&ppk).unwrap();
+    assert_eq!(
+        keys.derive.as_bytes(),
+        hex!("d3e588a5c912d194a1fc4d5d9ba1a21d9b47e8a450d5ffbd3f5d9a2eeab46e78")
+    );
+    assert_eq!(
+        keys.proof_initiator.as_bytes(),
+        hex!("59531c27f2f897e8fc0b4e5616c712be30a2fdaae7bdefc04c795e823cc169c1")
+    );
+    assert_eq!(
+        keys.proof_responder.as_bytes(),
+        hex!("2e627440968b8434ac8a2090bbb1ed78e9791eb5af275ccd453c845b4ff4b363")
+    );
+    assert_eq!(fingerprint(&keys.seal), fingerprint(&before.seal));
+    assert_eq!(fingerprint(&keys.open), fingerprint(&before.open));
+    keys.go_without(without);
+    assert_eq!(keys.derive, before.derive);
+    assert_eq!(keys.proof_initiator, before.proof_initiator);
+    assert_eq!(keys.proof_responder, before.proof_responder);
+}
+
 /// Other PRF, cipher, nonces and SPIs than the old SA has.
 #[test]
 fn a_rekeyed_sa() {

@@ -268,7 +268,7 @@ impl<'t> Parser<'t, '_> {
     }
 
     /// The octets of a file, or of a PEM block in the profile itself.
-    fn octets(
+    pub(super) fn octets(
         &mut self,
         section: Section<'_, 't>,
         key: &str,

@@ -8,7 +8,7 @@ use peregrine_core::command::Path;
 use peregrine_core::crypto::{CipherSuite, Encr, Prf, Secret};
 use peregrine_core::esp::Selectors;
 use peregrine_core::profile::Identity;
-use peregrine_core::proposal::{EspProposal, EspSuite, IkeProposal, IkeSuite};
+use peregrine_core::proposal::{AdditionalKeyExchanges, EspProposal, EspSuite, IkeProposal, IkeSuite};
 use peregrine_core::rng::Rng;
 use peregrine_core::timer::Instant;
 use peregrine_core::wire::iana::{KeMethod, PrfId};
@@ -29,6 +29,7 @@ const SUITE: IkeSuite = IkeSuite {
     },
     prf: Prf::HmacSha2_256,
     ke: KeMethod::CURVE25519,
+    additional: AdditionalKeyExchanges::NONE,
 };
 
 /// When, a number to keep order, to which end, along which path, what.
@@ -86,6 +87,7 @@ fn end(seed: u8, initiator: Side, path: Path, now: Instant) -> Gateway {
             cipher: SUITE.cipher,
             esn: false,
             ke: None,
+            additional: AdditionalKeyExchanges::NONE,
         },
         inbound: EspSpi(inbound),
         outbound: EspSpi(outbound),
