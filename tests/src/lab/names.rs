@@ -12,6 +12,10 @@ pub const GATEWAY_REFUSING_IKE: &str = "192.0.2.3";
 pub const GATEWAY_OLD: &str = "192.0.2.11";
 /// A gateway that speaks IKEv1 only.
 pub const GATEWAY_V1: &str = "192.0.2.12";
+/// A gateway with ML-KEM, PPK, and TLS 1.3 in EAP: another strongSwan than the others.
+pub const GATEWAY_NEW: &str = "192.0.2.14";
+/// The same gateway over IPv6.
+pub const GATEWAY_NEW_V6: &str = "2001:db8:1::14";
 /// A machine that drops everything.
 pub const GATEWAY_SILENT: &str = "192.0.2.13";
 /// The name of the gateway, for both address families, as the resolver outside knows it.
@@ -21,11 +25,21 @@ pub const GATEWAY_NAME: &str = "gw.vpn.lab";
 pub const SERVER_V4: &str = "10.1.0.2";
 /// The same server over IPv6.
 pub const SERVER_V6: &str = "fd01::2";
+/// What answers inside the tunnel to [`GATEWAY_NEW`].
+pub const NEW_V4: &str = "10.6.0.1";
+/// The same over IPv6.
+pub const NEW_V6: &str = "fd06::1";
 /// A name that only the name server behind the gateway knows.
 pub const SERVER_NAME: &str = "www.corp.lab";
 
 /// The addresses in the gateways' certificates.
-pub const GATEWAY_ADDRESSES: &[&str] = &[GATEWAY_NAT, GATEWAY_DIRECT, GATEWAY_V6];
+pub const GATEWAY_ADDRESSES: &[&str] = &[
+    GATEWAY_NAT,
+    GATEWAY_DIRECT,
+    GATEWAY_V6,
+    GATEWAY_NEW,
+    GATEWAY_NEW_V6,
+];
 
 /// The identities that the gateway answers to, one for each way of authentication. All are in its certificates.
 pub const GATEWAY_IDENTITIES: &[&str] = &[
@@ -43,6 +57,9 @@ pub const GATEWAY_IDENTITIES: &[&str] = &[
     "psk.vpn.lab",
     "no-esp.vpn.lab",
     "no-ts.vpn.lab",
+    "ppk.vpn.lab",
+    "ppk-required.vpn.lab",
+    "ppk-eap.vpn.lab",
     "old.vpn.lab",
     "old-rsa.vpn.lab",
 ];
@@ -56,5 +73,9 @@ pub const USER: &str = "bob";
 pub const PASSWORD: &str = "correct horse battery staple";
 /// The pre-shared key, and who uses it.
 pub const PSK: &str = "Tt3nJ9mW-lab-only-x7Qd2vKc-9Lp";
+/// The post-quantum pre-shared key of [`GATEWAY_NEW`].
+pub const PPK: &str = "bGFiLW9ubHkh7Jq2Zt0dXw9sVbR4kLmN8pYc3FgTuEaQ";
+/// The identity of [`PPK`].
+pub const PPK_ID: &str = "lab-ppk";
 /// The identity that goes with [`PSK`].
 pub const PSK_USER: &str = "psk-user@vpn.lab";
