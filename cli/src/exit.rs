@@ -64,6 +64,7 @@ impl From<&Failure> for Exit {
             | Cause::DeletedByGateway
             | Cause::EndedByGateway(_)
             | Cause::Expired
+            | Cause::LeftBehind
             | Cause::PeerDead
             | Cause::Exhausted => match failure.phase() {
                 Phase::Network => Self::Unreachable,

@@ -135,6 +135,8 @@ pub enum Cause {
     DeletedByGateway,
     /// The gateway ended the connection and said why.
     EndedByGateway(NotifyType),
+    /// The network changed, and the gateway cannot follow (no MOBIKE).
+    LeftBehind,
     /// The gateway no longer answers.
     PeerDead,
     /// An SA reached the end of its lifetime and could not be replaced in time.
@@ -168,7 +170,7 @@ impl Failure {
             Stage::ChildSa => Phase::Phase2,
             Stage::Apply => match self.cause {
                 Cause::Host(_) => Phase::Host,
-                Cause::PeerDead => Phase::Network,
+                Cause::PeerDead | Cause::LeftBehind => Phase::Network,
                 Cause::Exhausted | Cause::Expired => Phase::Phase2,
                 _ => Phase::Phase1,
             },
@@ -219,6 +221,7 @@ impl Failure {
             Cause::SelectorsNarrowed(_) => "ts_narrowed",
             Cause::NoInnerAddress => "internal_address_failure",
             Cause::DeletedByGateway | Cause::EndedByGateway(_) => "deleted_by_gateway",
+            Cause::LeftBehind => "left_behind",
             Cause::PeerDead => "peer_dead",
             Cause::Exhausted => "exhausted",
             Cause::Expired => "expired",
@@ -233,9 +236,12 @@ impl Failure {
     #[must_use]
     pub const fn side(&self) -> Side {
         match &self.cause {
-            Cause::NoRoute(_) | Cause::NoAnswer | Cause::WentSilent | Cause::PeerDead | Cause::TimedOut => {
-                Side::Network
-            }
+            Cause::NoRoute(_)
+            | Cause::NoAnswer
+            | Cause::WentSilent
+            | Cause::LeftBehind
+            | Cause::PeerDead
+            | Cause::TimedOut => Side::Network,
             Cause::NameNotFound(_)
             | Cause::Credential(_)
             | Cause::AuthenticationFailed
@@ -354,6 +360,7 @@ impl Failure {
                                replace them."
                     .into()
             }
+            Cause::LeftBehind => "The network changed, and the gateway cannot follow.".into(),
             Cause::PeerDead => "The gateway no longer answers.".into(),
             Cause::Exhausted => "The tunnel's keys have protected as much data as they may.".into(),
             Cause::Host(fault) => format!("This machine {fault}."),
@@ -462,7 +469,7 @@ impl Failure {
             Cause::DeletedByGateway | Cause::EndedByGateway(_) => {
                 vec!["Connect again. Gateway: its log says why it ended the connection."]
             }
-            Cause::PeerDead => vec!["Check the network, then connect again."],
+            Cause::PeerDead | Cause::LeftBehind => vec!["Check the network, then connect again."],
             Cause::Exhausted | Cause::Expired => vec!["Connect again: that makes new keys."],
             Cause::Host(fault) if fault.permission => vec![
                 "Run the command with sudo, or give the program the right once: sudo setcap cap_net_admin+ep $(command -v peregrine).",

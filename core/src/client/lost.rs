@@ -43,6 +43,7 @@ impl Lost {
                 Why::DeletedByGateway
             }
             Cause::Expired | Cause::Exhausted => Why::Expired,
+            Cause::LeftBehind => Why::NetworkChanged,
             _ => Why::PeerDead,
         };
         let wait = if why == Why::DeletedByGateway {

@@ -302,9 +302,7 @@ impl Client {
 
     /// The SA cannot be used any longer: a fresh one must come.
     fn lose(&mut self, cause: Cause, now: Instant) {
-        if let Phase::Up(up) = &mut self.phase {
-            up.sa.close(&mut self.io.cx(now));
-            self.io.news.clear();
+        if matches!(self.phase, Phase::Up(_)) {
             self.io.news.push_back(News::Failed(Failure {
                 stage: Stage::Apply,
                 cause,

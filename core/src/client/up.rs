@@ -12,7 +12,7 @@ use crate::command::{
     Answer, Ask, Bound, Cause, Event, Failure, Happening, Means, Path, Reconnect, Roam, Stage, Why,
 };
 use crate::esp;
-use crate::ike::{Cx, Established, Hint, IkeSa, News, Renewal, SaConfig};
+use crate::ike::{Cx, Established, Hint, IkeSa, News, Renewal, SaConfig, add_traffic};
 use crate::plan::{Plan, TunnelConfig};
 use crate::profile::Host;
 use crate::timer::{Instant, Timer};
@@ -299,15 +299,20 @@ impl Up {
             self.resolving = true;
             events.push_back(Event::Ask(Ask::Resolve(name.clone())));
         }
-        let follows = established.move_to(paths, Means::Mobike, cx);
-        self.news.append(cx.news);
-        if !follows && self.beside.is_none() {
-            self.trouble.get_or_insert((Why::NetworkChanged, cx.now));
-            self.changed = true;
-            self.begin_beside(Why::NetworkChanged, events, cx);
-        } else {
+        if established.move_to(paths, Means::Mobike, cx) {
+            self.news.append(cx.news);
             self.restart_beside(events, cx);
+            return;
         }
+        // The SA is of no use here. Its Delete, along the new way, comes to the gateway before the request for the same
+        // inner address does.
+        if let Some(way) = self.ways.first() {
+            established.set_path(way.path);
+        }
+        self.news.push_back(News::Failed(Failure {
+            stage: Stage::Apply,
+            cause: Cause::LeftBehind,
+        }));
     }
 
     fn restart_beside(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
@@ -402,6 +407,7 @@ impl Client {
 
     fn hear(&mut self, up: &mut Up, news: News, now: Instant) {
         match news {
+            News::Carried(traffic) => add_traffic(&mut self.shown.traffic, traffic),
             News::Rekeyed(rekey) => {
                 up.changed = true;
                 self.happened(Happening::Rekey(rekey));
@@ -507,9 +513,10 @@ impl Client {
     }
 
     /// The SA is gone. The tunnel device, its addresses and routes stay, so that nothing goes beside it meanwhile.
-    fn fall(&mut self, up: Box<Up>, failure: Failure, now: Instant) {
-        if let Some(established) = up.sa.established() {
-            crate::ike::add_traffic(&mut self.shown.traffic, established.traffic());
+    fn fall(&mut self, mut up: Box<Up>, failure: Failure, now: Instant) {
+        let sa = std::mem::replace(&mut up.sa, IkeSa::gone());
+        if sa.spi().is_some() {
+            self.retire(sa, now);
         }
         if !up.applied {
             // The machine never used it: the attempt has failed.

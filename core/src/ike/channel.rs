@@ -23,6 +23,8 @@ const OVERHEAD_V4: usize = 20 + 8 + 4;
 const OVERHEAD_V6: usize = 40 + 8 + 4;
 /// A retransmission that is this late was not held up by the network: the machine slept.
 const SLEPT: Duration = Duration::from_secs(20);
+/// What went out so recently may have been lost with the path that it took.
+const JUST_NOW: Duration = Duration::from_secs(2);
 /// The message ID at which an IKE SA is replaced, long before the last one.
 const WORN_OUT: u32 = 1 << 30;
 /// The size of a sealed message that is never cut.
@@ -63,6 +65,8 @@ struct Outstanding {
 struct Answered {
     message_id: u32,
     messages: Vec<Vec<u8>>,
+    at: Instant,
+    path: Path,
 }
 
 pub(crate) struct Channel {
@@ -176,6 +180,17 @@ impl Channel {
     /// When the outstanding request was first sent.
     pub(crate) fn asked_at(&self) -> Option<Instant> {
         self.outstanding.as_ref().map(|request| request.backoff.started())
+    }
+
+    /// Sends the last answer once more along the present path, if it went out a moment ago along one that has been left
+    /// since: it may have gone nowhere, and the gateway would ask again only after seconds.
+    pub(crate) fn repeat_answer(&mut self, cx: &mut Cx<'_>) {
+        if let Some(answer) = self.answered.take() {
+            if cx.now < answer.at + JUST_NOW && answer.path.local != self.path.local {
+                self.send(&answer.messages, cx);
+            }
+            self.answered = Some(answer);
+        }
     }
 
     /// Sends the outstanding request on another path too, and leaves everything else as it is (RFC 4555, section 3.5).
@@ -296,6 +311,8 @@ impl Channel {
         self.answered = Some(Answered {
             message_id: to.message_id,
             messages,
+            at: cx.now,
+            path,
         });
         Ok(())
     }

@@ -330,10 +330,10 @@ impl Established {
 
     pub(super) fn handle_timeout(mut self: Box<Self>, cx: &mut Cx<'_>) -> Next {
         if self.channel.is_given_up(cx.now, PATIENCE) {
-            return Err(lost(Cause::PeerDead));
+            return self.conclude(Err(End::Dead(Cause::PeerDead)), cx);
         }
         if cx.now >= self.expires_at || self.children.expires_at().is_some_and(|at| cx.now >= at) {
-            return Err(lost(Cause::Expired));
+            return self.conclude(Err(End::Dead(Cause::Expired)), cx);
         }
         let result = self.on_time(cx);
         self.conclude(result, cx)
@@ -703,24 +703,30 @@ impl Established {
     fn conclude(self: Box<Self>, result: Result<(), End>, cx: &mut Cx<'_>) -> Next {
         match result {
             Ok(()) => Ok(State::Established(self)),
-            Err(End::Dead(cause)) => Err(lost(cause)),
-            Err(End::Tell(cause)) => Ok(self.end(Some(lost(cause)), cx)),
+            Err(End::Dead(cause)) => {
+                cx.news.push_back(News::Carried(self.traffic()));
+                Err(lost(cause))
+            }
+            Err(End::Tell(cause)) => {
+                cx.news.push_back(News::Carried(self.traffic()));
+                cx.news.push_back(News::Failed(lost(cause)));
+                Ok(self.end(cx))
+            }
         }
     }
 
     /// Says Delete, and waits a moment for the gateway to confirm.
     pub(super) fn close(self: Box<Self>, cx: &mut Cx<'_>) -> State {
-        self.end(None, cx)
+        self.end(cx)
     }
 
-    fn end(self: Box<Self>, why: Option<Failure>, cx: &mut Cx<'_>) -> State {
+    fn end(self: Box<Self>, cx: &mut Cx<'_>) -> State {
         let until = cx.now + FAREWELL;
         let mut closing = Box::new(Closing {
             channel: self.channel,
             children: self.children,
             until,
             told: false,
-            why,
         });
         closing.tell(cx);
         State::Closing(closing)
@@ -780,8 +786,6 @@ pub(super) struct Closing {
     pub(super) children: Children,
     until: Instant,
     told: bool,
-    /// What is told of the SA's end, if it was not our wish.
-    why: Option<Failure>,
 }
 
 impl Closing {
@@ -833,12 +837,7 @@ impl Closing {
     }
 
     fn gone(self: Box<Self>, cx: &mut Cx<'_>) -> Next {
-        match self.why {
-            Some(failure) => Err(failure),
-            None => {
-                cx.news.push_back(News::Closed);
-                Ok(State::Dead)
-            }
-        }
+        cx.news.push_back(News::Closed);
+        Ok(State::Dead)
     }
 }

@@ -189,6 +189,7 @@ impl Established {
         self.mobility.gap = SHORTEST_GAP;
         self.mobility.longest_gap = LONGEST_GAP;
         self.go(first);
+        self.channel.repeat_answer(cx);
         if self.channel.is_free() {
             // An update of a few octets can always be sent.
             let _ = self.turn(cx);

@@ -28,7 +28,7 @@ pub(crate) use children::add_traffic;
 pub(crate) use established::{Established, Hint};
 pub(crate) use window::jitter;
 
-use crate::command::{Cause, Failure, Path, Rekey, Roam, Stage, Transmit};
+use crate::command::{Cause, Failure, Path, Rekey, Roam, Stage, Traffic, Transmit};
 use crate::crypto::Secret;
 use crate::esp::{self, Discard};
 use crate::profile::{Credentials, Ppk, Profile};
@@ -58,6 +58,8 @@ pub(crate) enum News {
     Stage(Stage),
     /// The gateway is proven, and the SA with its first child is up.
     Up,
+    /// What the SA carried; it is gone.
+    Carried(Traffic),
     /// The SA is gone, and why.
     Failed(Failure),
     /// The SA is gone because we ended it.
@@ -138,6 +140,11 @@ impl IkeSa {
     /// Sends IKE_SA_INIT along `path`.
     pub(crate) fn start(config: Arc<SaConfig>, path: Path, cx: &mut Cx<'_>) -> Result<Self, Failure> {
         init::Init::start(config, path, cx).map(|init| Self(State::Init(Box::new(init))))
+    }
+
+    /// No SA at all.
+    pub(crate) fn gone() -> Self {
+        Self(State::Dead)
     }
 
     /// The SPI that we chose: what tells this SA from others.

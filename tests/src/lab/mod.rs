@@ -167,6 +167,24 @@ impl Lab {
         self.must("gw", &["swanctl", "--list-sas"])
     }
 
+    /// Kills the gateway's strongSwan without warning, and starts it again.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn restart_gateway(&self) {
+        let noted = std::fs::read_to_string(self.dir.join("pid/charon-gw")).expect("the gateway runs");
+        let pid = noted.split_whitespace().next().unwrap_or_default();
+        let killed = Command::new("kill").args(["-KILL", pid]).status();
+        assert!(
+            killed.is_ok_and(|status| status.success()),
+            "the gateway cannot be killed"
+        );
+        for step in [&["stop", "charon-gw"][..], &["swanctl", "gw"]] {
+            let done = finish(self.script().args(step), PATIENCE);
+            assert!(done.status.success(), "{step:?}: {}", text(&done.stderr));
+        }
+    }
+
     /// What a place's daemon (`charon-gw`, `radius`, `name-server` ...) has logged so far.
     pub fn log(&self, daemon: &str) -> String {
         std::fs::read(self.dir.join("log").join(daemon))

@@ -49,6 +49,8 @@ pub const GATEWAY_IDENTITIES: &[&str] = &[
     "eap-md5.vpn.lab",
     "eap-mschapv2.vpn.lab",
     "cert.vpn.lab",
+    "rekey.vpn.lab",
+    "no-mobike.vpn.lab",
     "cert-p384.vpn.lab",
     "cert-p521.vpn.lab",
     "cert-rsa.vpn.lab",
