@@ -146,9 +146,45 @@ impl Span {
     }
 }
 
-/// The monitor.
+/// What the monitor tells. The monitor is a task of its own: whoever waits for news beside much else, as for each
+/// packet, asks one queue and not every source.
 #[derive(Debug)]
 pub struct Changes {
+    task: JoinHandle<()>,
+    news: tokio_mpsc::Receiver<Change>,
+}
+
+impl Changes {
+    pub(super) fn new(
+        config: &Config,
+        shared: Arc<Shared>,
+        jobs: mpsc::Sender<Job>,
+    ) -> Result<Self, HostFault> {
+        let mut monitor = Monitor::new(config, shared, jobs)?;
+        let (tell, news) = tokio_mpsc::channel(1);
+        let task = tokio::spawn(async move { while tell.send(monitor.next().await).await.is_ok() {} });
+        Ok(Self { task, news })
+    }
+}
+
+impl host::Changes for Changes {
+    async fn next(&mut self) -> Change {
+        match self.news.recv().await {
+            Some(change) => change,
+            None => pending().await,
+        }
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The monitor.
+#[derive(Debug)]
+struct Monitor {
     kernel: AsyncFd<File>,
     buffer: Vec<u8>,
     /// To look at ways.
@@ -170,12 +206,8 @@ pub struct Changes {
     check: Option<oneshot::Receiver<bool>>,
 }
 
-impl Changes {
-    pub(super) fn new(
-        config: &Config,
-        shared: Arc<Shared>,
-        jobs: mpsc::Sender<Job>,
-    ) -> Result<Self, HostFault> {
+impl Monitor {
+    fn new(config: &Config, shared: Arc<Shared>, jobs: mpsc::Sender<Job>) -> Result<Self, HostFault> {
         let failed = |error| fault("listen to the kernel about networks", error);
         Ok(Self {
             kernel: subscribe().and_then(watch).map_err(failed)?,
@@ -359,9 +391,7 @@ impl Changes {
             self.check = Some(answer);
         }
     }
-}
 
-impl host::Changes for Changes {
     async fn next(&mut self) -> Change {
         loop {
             tokio::select! {

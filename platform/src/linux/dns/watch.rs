@@ -1,11 +1,12 @@
 //! Noticing that somebody writes `/etc/resolv.conf`, as a DHCP client does on a new network.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::future::pending;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -20,7 +21,8 @@ pub(in crate::linux) struct Watch {
     inotify: Inotify,
     /// The same, as something to wait for.
     ready: AsyncFd<File>,
-    names: Vec<OsString>,
+    resolv_conf: PathBuf,
+    names: BTreeSet<OsString>,
 }
 
 impl Watch {
@@ -34,23 +36,33 @@ impl Watch {
 
     fn try_new(resolv_conf: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let mut names = Vec::new();
-        for path in [resolv_conf, &file::target(resolv_conf)?] {
-            if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
-                // The one that is there is enough.
-                let _missing = inotify.add_watch(
-                    folder,
-                    AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVE | AddWatchFlags::IN_DELETE,
-                );
-                names.push(name.to_owned());
-            }
-        }
         let file = inotify.as_fd().try_clone_to_owned().map(File::from)?;
-        Ok(Self {
+        let mut watching = Self {
             inotify,
             ready: watch(file)?,
-            names,
-        })
+            resolv_conf: resolv_conf.to_owned(),
+            names: BTreeSet::new(),
+        };
+        watching.add();
+        Ok(watching)
+    }
+
+    /// Watches where the file is now. Where that is already so, nothing changes.
+    fn add(&mut self) {
+        let target = file::target(&self.resolv_conf).ok();
+        for path in target.iter().chain([&self.resolv_conf]) {
+            if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
+                // The folder that is there is enough.
+                let _missing = self.inotify.add_watch(
+                    folder,
+                    AddWatchFlags::IN_CLOSE_WRITE
+                        | AddWatchFlags::IN_CREATE
+                        | AddWatchFlags::IN_DELETE
+                        | AddWatchFlags::IN_MOVE,
+                );
+                self.names.insert(name.to_owned());
+            }
+        }
     }
 
     /// Waits until somebody, maybe we, wrote the file.
@@ -61,9 +73,9 @@ impl Watch {
             };
             match self.inotify.read_events() {
                 Ok(events) => {
-                    let names = events.into_iter().filter_map(|event| event.name);
-                    if names.into_iter().any(|name| self.names.contains(&name)) {
-                        return;
+                    let mut names = events.into_iter().filter_map(|event| event.name);
+                    if names.any(|name| self.names.contains(&name)) {
+                        break;
                     }
                 }
                 Err(Errno::EAGAIN) => ready.clear_ready(),
@@ -73,5 +85,7 @@ impl Watch {
                 }
             }
         }
+        // It may lead elsewhere now.
+        self.add();
     }
 }
