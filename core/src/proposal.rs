@@ -323,14 +323,6 @@ impl IkeProposal {
         wire_proposal(number, ProtocolId::IKE, spi, &self.transforms)
     }
 
-    /// The same without additional key exchanges.
-    pub(crate) fn without_additional(&self) -> Self {
-        let transforms = self.transforms.iter().filter(|t| !additional::is_additional(t));
-        Self {
-            transforms: transforms.copied().collect(),
-        }
-    }
-
     /// Puts a key exchange method first, where it is on offer.
     pub(crate) fn prefer(&mut self, method: KeMethod) {
         let wanted = plain(TransformType::KE, method.0);

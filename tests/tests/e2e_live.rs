@@ -4,6 +4,7 @@
 //! `PEREGRINE_LIVE=long` runs the storms for ten minutes and a hundred changes of network; without it they are as long
 //! as CI can bear.
 
+use std::io::Write as _;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,11 @@ impl Seen {
             })
             .collect()
     }
+}
+
+/// A measurement, for whoever reads the test's output.
+fn tell(line: &str) {
+    let _unread = writeln!(std::io::stderr(), "{line}");
 }
 
 fn unix() -> f64 {
@@ -291,10 +297,10 @@ fn from_wifi_to_lte_and_back_during_a_download(lab: &Lab) {
     let mut gaps = seen.gaps(&moments, every);
     gaps.sort();
     let (median, p95) = (gaps[gaps.len() / 2], gaps[gaps.len() * 95 / 100]);
-    println!(
+    tell(&format!(
         "{rounds} changes of network: gaps of {median:?} (median), {p95:?} (95 %), {:?} at most",
         gaps.last()
-    );
+    ));
     // These machines are shared: what is measured exactly is in the benchmark.
     assert!(median <= Duration::from_millis(400), "{gaps:?}");
 }
@@ -432,7 +438,7 @@ fn the_gateway_is_killed_and_starts_again(lab: &Lab) {
     let (mut tunnel, _) = connected(lab, &certificate("cert.vpn.lab"));
     lab.restart_gateway();
     let took = until_it_pings(lab, Duration::from_secs(90));
-    println!("after a restart of the gateway: {took:?}");
+    tell(&format!("after a restart of the gateway: {took:?}"));
     assert!(took <= Duration::from_secs(40), "{took:?}");
     tunnel.event("connected anew", |it| it["event"] == "reconnect");
     let ended = tunnel.stop("TERM");

@@ -23,6 +23,8 @@ fn main() -> ExitCode {
             ("ml_kem_768", ml_kem_768),
             ("ml_kem_1024", ml_kem_1024),
             ("two_additional_key_exchanges", two_additional_key_exchanges),
+            ("we_rekey_with_ml_kem", we_rekey_with_ml_kem),
+            ("the_gateway_rekeys_with_ml_kem", the_gateway_rekeys_with_ml_kem),
             (
                 "an_optional_one_that_the_gateway_leaves_out",
                 an_optional_one_that_the_gateway_leaves_out,
@@ -62,6 +64,46 @@ fn main() -> ExitCode {
             ("tshark_reads_ike_intermediate", tshark_reads_ike_intermediate),
         ],
     )
+}
+
+/// Both SAs are replaced with ML-KEM in IKE_FOLLOWUP_KE while pings go through.
+fn rekeys(lab: &Lab, profile: &Profile, by: &str) {
+    let mut tunnel = lab.connect(profile);
+    tunnel.connected();
+    for kind in ["child_sa", "ike_sa", "child_sa"] {
+        let rekey = tunnel.event("rekeyed", |it| {
+            it["event"] == "rekey" && it["kind"] == kind && it["by"] == by
+        });
+        let suite = rekey["suite"].as_str().unwrap_or("");
+        assert!(suite.contains("ke1_mlkem768"), "{rekey}");
+        let ping = ["ping", "-n", "-c", "5", "-i", "0.1", "-W", "2", names::NEW_V4];
+        lab.must("cli", &ping);
+    }
+    let sas = lab.must("new", &["swanctl", "--list-sas"]);
+    assert!(sas.matches("ML_KEM_768").count() >= 2, "{sas}");
+    let ended = tunnel.stop("TERM");
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    assert!(
+        ended.events.iter().all(|it| it["event"] != "reconnect"),
+        "{}",
+        ended.log
+    );
+}
+
+fn we_rekey_with_ml_kem(lab: &Lab) {
+    let profile = certificate()
+        .child("rekey", "\"10s\"")
+        .ike("rekey", "\"15s\"")
+        .esp_proposals(&["aes256gcm16-x25519-ke1_mlkem768-esn-noesn"]);
+    rekeys(lab, &profile, "client");
+}
+
+fn the_gateway_rekeys_with_ml_kem(lab: &Lab) {
+    rekeys(
+        lab,
+        &new(Profile::certificate("rekey.vpn.lab", "alice")),
+        "gateway",
+    );
 }
 
 /// A profile of the new gateway's.

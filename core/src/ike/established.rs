@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::channel::{Channel, Opened};
 use super::child::{ChildSa, InnerNetwork, Made};
 use super::children::{Child, ChildState, Children};
+use super::followup::{FollowUp, Pending};
 use super::make_child::{MakeChild, Pfs};
 use super::mobility::{Mobility, Update};
 use super::nat::Nat;
@@ -64,6 +65,8 @@ pub(crate) struct Established {
     pub(super) expires_at: Instant,
     /// The IKE SA by which the gateway is replacing this one.
     pub(super) heir: Option<Box<Heir>>,
+    /// What the gateway makes with several key exchanges, of which not all are over.
+    pub(super) pending: Option<Box<Pending>>,
     /// Replaced IKE SAs that have yet to be deleted.
     pub(super) old: Vec<Old>,
     /// What the Child SAs carry, and the suite that the last one had.
@@ -92,6 +95,7 @@ pub(super) enum Doing {
     DeleteChildren(Vec<EspSpi>),
     MakeChild(Box<MakeChild>),
     RekeyIke(Box<RekeyIke>),
+    FollowUp(Box<FollowUp>),
 }
 
 /// What a message without proof says that the gateway does not know.
@@ -154,6 +158,7 @@ impl Established {
             rekey_at,
             expires_at: rekey_at + grace(ike_rekey),
             heir: None,
+            pending: None,
             old: Vec::new(),
             selectors: Arc::clone(&child.selectors),
             child_suite: child.suite,
@@ -374,6 +379,7 @@ impl Established {
     /// Sends the most urgent of what is due, when the window is free.
     pub(super) fn turn(&mut self, cx: &mut Cx<'_>) -> Result<(), End> {
         self.children.tidy(cx.now);
+        self.forget_pending(cx.now);
         if !self.channel.is_free() {
             return Ok(());
         }
@@ -509,6 +515,7 @@ impl Established {
             }
             Doing::MakeChild(making) => self.child_answered(*making, &payloads, cx),
             Doing::RekeyIke(rekeying) => self.ike_answered(*rekeying, &payloads, cx),
+            Doing::FollowUp(follow) => self.followed(*follow, &payloads, cx),
         }
     }
 
@@ -534,6 +541,10 @@ impl Established {
             ExchangeType::INFORMATIONAL => self.inform(opened, &payloads, cx),
             ExchangeType::CREATE_CHILD_SA => {
                 self.create(opened, &payloads, cx);
+                Ok(())
+            }
+            ExchangeType::IKE_FOLLOWUP_KE => {
+                self.serve_followup(opened, &payloads, cx);
                 Ok(())
             }
             _ => {
@@ -602,8 +613,10 @@ impl Established {
     /// (RFC 7296, section 2.25.1).
     fn deleted_child(&mut self, spi: &[u8], now: Instant) -> Option<EspSpi> {
         let Some(child) = self.children.theirs(spi) else {
-            if let Doing::MakeChild(making) = &mut self.doing {
-                making.note_deleted(spi);
+            match &mut self.doing {
+                Doing::MakeChild(making) => making.note_deleted(spi),
+                Doing::FollowUp(follow) => follow.note_deleted(spi),
+                _ => {}
             }
             return None;
         };

@@ -7,13 +7,14 @@ use super::channel::Opened;
 use super::child::{ChildSa, new_spi, ranges};
 use super::children::ChildState;
 use super::established::{Doing, End, Established, notifies};
+use super::followup::{Pending, PendingSubject};
 use super::keys::{Nonces, Role, SharedSecrets};
 use super::{Broken, Cx, News, Renewal, error_notify, notify};
 use crate::command::{Cause, Initiator, Rekey, RekeyKind};
-use crate::crypto::{KeyExchange, Prf};
+use crate::crypto::{KeyExchange, Prf, Secret};
 use crate::esp::Selectors;
 use crate::profile::ChildConfig;
-use crate::proposal::{self, EspProposal};
+use crate::proposal::{self, EspProposal, EspSuite};
 use crate::timer::Instant;
 use crate::wire::iana::{ExchangeType, KeMethod, NotifyType, ProtocolId};
 use crate::wire::{EspSpi, Ke, Notify, Payload, Proposal, TrafficSelector, Ts};
@@ -88,6 +89,11 @@ impl MakeChild {
     /// Whether it replaces the child with this inbound SPI.
     fn replaces(&self, spi: EspSpi) -> bool {
         self.replaces == Some(spi)
+    }
+
+    /// The inbound SPI of the child that it replaces.
+    pub(super) fn replaced(&self) -> Option<EspSpi> {
+        self.replaces
     }
 
     /// The gateway deleted a child that we do not know.
@@ -235,9 +241,11 @@ impl Established {
     fn child_offer(&self, method: Option<KeMethod>) -> Vec<EspProposal> {
         let mut offer = self.config.profile.child.proposals.clone();
         for proposal in &mut offer {
-            proposal.additional.clear();
             match method {
-                None => proposal.key_exchanges.clear(),
+                None => {
+                    proposal.key_exchanges.clear();
+                    proposal.additional.clear();
+                }
                 // The method of the KE payload comes first (RFC 7296, section 1.3).
                 Some(method) => {
                     proposal.key_exchanges.retain(|other| *other != method);
@@ -264,8 +272,8 @@ impl Established {
         if let Some(error) = error_notify(payloads).filter(|_| !complete) {
             return self.child_refused(making, error, payloads, cx);
         }
-        let child = match self.accept_child(&making, payloads) {
-            Ok(child) => child,
+        let answer = match self.read_child_answer(&making, payloads) {
+            Ok(answer) => answer,
             Err(cause) => {
                 // The gateway has a child that we cannot use, and our state and its are no longer the same.
                 tracing::warn!(?cause, "the gateway's answer to a rekeying is not acceptable");
@@ -274,19 +282,47 @@ impl Established {
                 return Ok(());
             }
         };
+        if answer.suite.additional.methods().next().is_none() {
+            return self.child_made(making, answer, cx);
+        }
+        let loses = |rival: &Rival| answer.nonces.lowest() < rival.lowest.as_slice();
+        if making.rival.as_ref().is_some_and(loses) {
+            // There is nothing to delete yet, so it is just not gone on with (RFC 9370, section 2.2.4).
+            return Ok(());
+        }
+        self.follow_child(making, answer, payloads, cx)
+    }
+
+    /// All key exchanges of our request are over.
+    pub(super) fn child_made(
+        &mut self,
+        making: MakeChild,
+        answer: ChildAnswer,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), End> {
+        let sa = ChildSa::make(
+            &self.channel.keys,
+            answer.shared.as_ref(),
+            &answer.nonces,
+            Role::Initiator,
+            answer.suite,
+            (making.spi, answer.outbound),
+            Arc::clone(&making.selectors),
+        );
+        let sa = sa.map_err(|error| End::Tell(Cause::from(Broken::from(error))))?;
         self.setbacks = 0;
         self.pfs = making.pfs;
-        let (spi, nonces) = (child.sa.inbound_spi, child.nonces);
+        let (spi, nonces) = (sa.inbound_spi, answer.nonces);
         let rekey = Rekey {
             kind: RekeyKind::ChildSa,
             by: Initiator::Client,
-            suite: child.sa.suite.to_string(),
+            suite: sa.suite.to_string(),
             old_spi: making.replaces.map(|spi| spi.to_string()),
             new_spi: spi.to_string(),
             took: Some(cx.now.since(making.began)),
         };
-        let gone = making.deleted.contains(&child.sa.outbound_spi.0.to_be_bytes());
-        let new = self.new_child(child.sa, cx);
+        let gone = making.deleted.contains(&sa.outbound_spi.0.to_be_bytes());
+        let new = self.new_child(sa, cx);
         self.children.add(new);
         if gone {
             // Its Delete overtook the answer that made it; for the gateway the old one is replaced all the same.
@@ -298,9 +334,13 @@ impl Established {
             return Ok(());
         }
         let ours = nonces.lowest();
-        let rival = making
-            .rival
-            .filter(|rival| self.children.ours(rival.spi).is_some());
+        let rival = making.rival.filter(|rival| {
+            self.children.ours(rival.spi).is_some()
+                || self
+                    .pending
+                    .as_ref()
+                    .is_some_and(|pending| pending.makes(rival.spi))
+        });
         match rival {
             // The one with the lowest of all four nonces is one too many; whoever asked for it deletes it.
             Some(rival) if ours < rival.lowest.as_slice() => {
@@ -320,7 +360,7 @@ impl Established {
         Ok(())
     }
 
-    fn accept_child(&self, making: &MakeChild, payloads: &[Payload<'_>]) -> Result<MadeChild, Cause> {
+    fn read_child_answer(&self, making: &MakeChild, payloads: &[Payload<'_>]) -> Result<ChildAnswer, Cause> {
         let parts = Parts::read(payloads)?;
         let with_ke = making.exchange.is_some();
         let (suite, outbound) = proposal::select_esp(&making.offer, parts.proposals, with_ke)
@@ -340,17 +380,12 @@ impl Established {
         if !same(&parts.initiator, &wanted.local) || !same(&parts.responder, &wanted.remote) {
             return Err(broken("the gateway narrows the traffic selectors when rekeying"));
         }
-        let sa = ChildSa::make(
-            &self.channel.keys,
-            shared.as_ref(),
-            &nonces,
-            Role::Initiator,
+        Ok(ChildAnswer {
             suite,
-            (making.spi, outbound),
-            Arc::clone(wanted),
-        )
-        .map_err(|error| Cause::from(Broken::from(error)))?;
-        Ok(MadeChild { sa, nonces })
+            outbound,
+            nonces,
+            shared,
+        })
     }
 
     /// The gateway makes no child of our request.
@@ -420,7 +455,7 @@ impl Established {
     }
 
     /// Tries the same again later.
-    fn postpone(&mut self, replaces: Option<EspSpi>, cx: &mut Cx<'_>) {
+    pub(super) fn postpone(&mut self, replaces: Option<EspSpi>, cx: &mut Cx<'_>) {
         let later = self.put_off(cx);
         match replaces.and_then(|spi| self.children.ours(spi)) {
             Some(child) => child.rekey_at = later,
@@ -448,54 +483,63 @@ impl Established {
             return;
         }
         let old = rekeyed.and_then(|notify| Some(self.children.theirs(notify.spi)?.sa.inbound_spi));
-        match self.grant_child(old, payloads, cx) {
-            Ok(granted) => {
-                let spi = granted.sa.inbound_spi;
-                let nonce = granted.nonces.responder.clone();
-                let (local, remote) = (
-                    granted.sa.selectors.local.clone(),
-                    granted.sa.selectors.remote.clone(),
-                );
-                let mut reply = vec![Payload::Sa(vec![granted.answer.clone()]), Payload::Nonce(&nonce)];
-                reply.extend(granted.exchange.as_ref().map(|exchange| {
-                    Payload::Ke(Ke {
-                        method: exchange.method(),
-                        data: exchange.public(),
-                    })
-                }));
-                // The exchange's initiator is the gateway.
-                reply.push(Payload::TsInitiator(wire_selectors(&remote)));
-                reply.push(Payload::TsResponder(wire_selectors(&local)));
-                self.answer(opened, &reply, cx);
-                let rekey = Rekey {
-                    kind: RekeyKind::ChildSa,
-                    by: Initiator::Gateway,
-                    suite: granted.sa.suite.to_string(),
-                    old_spi: old.map(|spi| spi.to_string()),
-                    new_spi: spi.to_string(),
-                    took: None,
-                };
-                self.adopt(granted, old, cx);
-                cx.news.push_back(News::Rekeyed(rekey));
-            }
-            Err(Refusal(kind, data)) => self.answer(opened, &[notify(kind, &data)], cx),
+        let Granted {
+            answer,
+            public,
+            pending,
+        } = match self.grant_child(old, payloads, cx) {
+            Ok(granted) => granted,
+            Err(Refusal(kind, data)) => return self.answer(opened, &[notify(kind, &data)], cx),
+        };
+        let PendingSubject::Child { spis, selectors, .. } = &pending.subject else {
+            return;
+        };
+        if let (Doing::MakeChild(making), Some(old)) = (&mut self.doing, old)
+            && making.replaces(old)
+        {
+            making.rival = Some(Rival {
+                spi: spis.0,
+                lowest: pending.nonces.lowest().to_vec(),
+            });
         }
+        let mut reply = vec![
+            Payload::Sa(vec![answer]),
+            Payload::Nonce(&pending.nonces.responder),
+        ];
+        reply.extend(public.as_ref().map(|(method, data)| {
+            Payload::Ke(Ke {
+                method: *method,
+                data,
+            })
+        }));
+        // The exchange's initiator is the gateway.
+        reply.push(Payload::TsInitiator(wire_selectors(&selectors.remote)));
+        reply.push(Payload::TsResponder(wire_selectors(&selectors.local)));
+        let link = pending.link();
+        if !pending.is_over() {
+            reply.push(notify(NotifyType::ADDITIONAL_KEY_EXCHANGE, &link));
+        }
+        self.answer(opened, &reply, cx);
+        self.go_on_with(pending, cx);
     }
 
     /// Puts a child that the gateway asked for beside the one that it replaces.
-    fn adopt(&mut self, granted: Granted, old: Option<EspSpi>, cx: &mut Cx<'_>) {
-        let spi = granted.sa.inbound_spi;
-        let lowest = granted.nonces.lowest().to_vec();
-        let new = self.new_child(granted.sa, cx);
+    pub(super) fn adopt(&mut self, sa: ChildSa, old: Option<EspSpi>, cx: &mut Cx<'_>) {
+        let rekey = Rekey {
+            kind: RekeyKind::ChildSa,
+            by: Initiator::Gateway,
+            suite: sa.suite.to_string(),
+            old_spi: old.map(|spi| spi.to_string()),
+            new_spi: sa.inbound_spi.to_string(),
+            took: None,
+        };
+        let new = self.new_child(sa, cx);
         self.children.add(new);
-        let Some(old) = old else { return };
-        if let Doing::MakeChild(making) = &mut self.doing
-            && making.replaces(old)
-        {
-            making.rival = Some(Rival { spi, lowest });
+        if let Some(old) = old {
+            // Ours go out on the old one until the gateway shows that it is ready: it may not have our answer yet.
+            self.children.replaced(old, cx.now);
         }
-        // Ours go out on the old one until the gateway shows that it is ready: it may not have our answer yet.
-        self.children.replaced(old, cx.now);
+        cx.news.push_back(News::Rekeyed(rekey));
     }
 
     /// Why a rekeying by the gateway cannot be done now (RFC 7296, section 2.25).
@@ -506,18 +550,28 @@ impl Established {
         let Some(child) = self.children.theirs(rekeyed.spi) else {
             // It may be what the gateway made of our request, whose answer is still on its way.
             return Some(match self.doing {
-                Doing::MakeChild(_) => NotifyType::TEMPORARY_FAILURE,
+                Doing::MakeChild(_) | Doing::FollowUp(_) => NotifyType::TEMPORARY_FAILURE,
                 _ => NotifyType::CHILD_SA_NOT_FOUND,
             });
         };
         let (spi, live) = (child.sa.inbound_spi, child.state == ChildState::Live);
-        let deleting = matches!(&self.doing, Doing::DeleteChildren(spis) if spis.contains(&spi));
-        (deleting || !live).then_some(NotifyType::TEMPORARY_FAILURE)
+        // What is half made already is not made a second time (RFC 9370, section 2.2.4).
+        let busy = match &self.doing {
+            Doing::DeleteChildren(spis) => spis.contains(&spi),
+            Doing::FollowUp(_) => true,
+            _ => false,
+        };
+        (busy || !live).then_some(NotifyType::TEMPORARY_FAILURE)
     }
 
     /// The IKE SA is being replaced, by us or by the gateway.
     pub(super) fn is_replacing(&self) -> bool {
-        self.heir.is_some() || matches!(self.doing, Doing::RekeyIke(_))
+        let ours = match &self.doing {
+            Doing::RekeyIke(_) => true,
+            Doing::FollowUp(follow) => follow.is_for_ike(),
+            _ => false,
+        };
+        ours || self.heir.is_some() || self.pending.as_ref().is_some_and(|pending| pending.is_for_ike())
     }
 
     fn grant_child(
@@ -544,13 +598,16 @@ impl Established {
             parts.proposals,
         )
         .ok_or(Refusal(NotifyType::NO_PROPOSAL_CHOSEN, Vec::new()))?;
-        let (exchange, shared) = match (chosen.suite.ke, parts.ke) {
+        let (public, shared) = match (chosen.suite.ke, parts.ke) {
             (None, _) => (None, None),
             (Some(method), Some(ke)) if ke.method == method => {
-                let exchange = KeyExchange::generate(method, cx.rng)
-                    .map_err(|_| Refusal(NotifyType::NO_PROPOSAL_CHOSEN, Vec::new()))?;
-                let shared = agree(&exchange, &ke).map_err(syntax)?;
-                (Some(exchange), Some(shared))
+                let (public, first) = KeyExchange::respond(method, ke.data, cx.rng)
+                    .map_err(|_| Refusal(NotifyType::INVALID_SYNTAX, Vec::new()))?;
+                let shared = SharedSecrets {
+                    first,
+                    additional: Vec::new(),
+                };
+                (Some((method, public)), Some(shared))
             }
             (Some(method), _) => {
                 let wanted = method.0.to_be_bytes().to_vec();
@@ -563,37 +620,44 @@ impl Established {
             responder: own.to_vec(),
         };
         let spi = new_spi(cx.rng);
-        let sa = ChildSa::make(
-            &self.channel.keys,
-            shared.as_ref(),
-            &nonces,
-            Role::Responder,
-            chosen.suite,
-            (spi, chosen.spi),
+        let subject = PendingSubject::Child {
+            old,
+            suite: chosen.suite,
+            spis: (spi, chosen.spi),
             selectors,
-        )
-        .map_err(|_| Refusal(NotifyType::NO_PROPOSAL_CHOSEN, Vec::new()))?;
+        };
+        let remaining = chosen.suite.additional.methods().collect();
         Ok(Granted {
             answer: chosen.to_wire(spi),
-            sa,
-            nonces,
-            exchange,
+            public,
+            pending: Pending::new(subject, nonces, shared, remaining, cx),
         })
     }
 }
 
-/// A child made by our request.
-struct MadeChild {
-    sa: ChildSa,
+/// What the gateway answered to our request.
+pub(super) struct ChildAnswer {
+    pub(super) suite: EspSuite,
+    outbound: EspSpi,
     nonces: Nonces,
+    shared: Option<SharedSecrets>,
 }
 
-/// A child made by the gateway's request.
+impl ChildAnswer {
+    /// The secret of the next additional key exchange.
+    pub(super) fn add(&mut self, secret: Secret) {
+        if let Some(shared) = &mut self.shared {
+            shared.additional.push(secret);
+        }
+    }
+}
+
+/// What we grant of the gateway's request.
 struct Granted {
     answer: Proposal<'static>,
-    sa: ChildSa,
-    nonces: Nonces,
-    exchange: Option<KeyExchange>,
+    /// Our part of the key exchange.
+    public: Option<(KeMethod, Vec<u8>)>,
+    pending: Pending,
 }
 
 /// The error to answer with, and its data.

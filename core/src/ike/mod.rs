@@ -9,6 +9,7 @@ mod channel;
 mod child;
 mod children;
 mod established;
+mod followup;
 mod init;
 mod intermediate;
 mod keys;

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use super::channel::{Channel, Opened};
 use super::established::{Doing, End, Established, early, grace, notifies};
-use super::keys::{Nonces, Role, Spis};
+use super::followup::{Pending, PendingSubject};
+use super::keys::{Nonces, Role, SharedSecrets, Spis};
 use super::make_child::{agree, check_nonce};
 use super::{Broken, Cx, News, Renewal, delete_ike, error_notify, notify};
 use crate::command::{Cause, Initiator, Path, Rekey, RekeyKind};
-use crate::crypto::KeyExchange;
+use crate::crypto::{CryptoError, KeyExchange};
 use crate::proposal::{self, IkeProposal, IkeSuite};
 use crate::rng::Rng;
 use crate::timer::Instant;
@@ -69,6 +70,17 @@ enum Fate {
     Gone,
 }
 
+impl Heir {
+    pub(super) fn new(channel: Channel, suite: IkeSuite, nonces: &Nonces, now: Instant) -> Self {
+        Self {
+            channel,
+            suite,
+            lowest: nonces.lowest().to_vec(),
+            until: now + PATIENCE,
+        }
+    }
+}
+
 impl Old {
     fn new(channel: Channel, fate: Fate, now: Instant) -> Self {
         let patience = if fate == Fate::Gone { ECHO } else { PATIENCE };
@@ -103,13 +115,8 @@ impl Old {
 }
 
 impl RekeyIke {
-    /// The SA that the answer on `old`, the one to be replaced, makes: with its suite and the lower nonce.
-    fn accept(
-        &self,
-        old: &Channel,
-        payloads: &[Payload<'_>],
-        now: Instant,
-    ) -> Result<(Channel, IkeSuite, Vec<u8>), Cause> {
+    /// What the answer on `old`, the one to be replaced, says.
+    fn read_answer(&self, old: &Channel, payloads: &[Payload<'_>]) -> Result<IkeAnswer, Cause> {
         let broken = |what: &str| Cause::Protocol(format!("CREATE_CHILD_SA: {what}"));
         let parts = Parts::read(payloads).ok_or_else(|| broken("SA, Nonce or KE is missing"))?;
         let suite =
@@ -132,12 +139,34 @@ impl RekeyIke {
             responder: IkeSpi(responder),
         };
         let shared = agree(&self.exchange, &parts.ke)?;
-        let keys = old
-            .keys
-            .derive_rekeyed(&suite, &shared, &nonces, spis, Role::Initiator);
-        let keys = keys.map_err(|error| Cause::from(Broken::from(error)))?;
-        let lowest = nonces.lowest().to_vec();
-        Ok((old.successor(spis, keys, now), suite, lowest))
+        Ok(IkeAnswer {
+            suite,
+            spis,
+            nonces,
+            shared,
+        })
+    }
+}
+
+/// What the gateway answered to our request.
+pub(super) struct IkeAnswer {
+    pub(super) suite: IkeSuite,
+    spis: Spis,
+    nonces: Nonces,
+    pub(super) shared: SharedSecrets,
+}
+
+impl IkeAnswer {
+    /// The SA that replaces `old`.
+    fn make(&self, old: &Channel, now: Instant) -> Result<Channel, CryptoError> {
+        let keys = old.keys.derive_rekeyed(
+            &self.suite,
+            &self.shared,
+            &self.nonces,
+            self.spis,
+            Role::Initiator,
+        )?;
+        Ok(old.successor(self.spis, keys, now))
     }
 }
 
@@ -182,9 +211,7 @@ impl Established {
     ) -> Result<(), End> {
         let exchange = KeyExchange::generate(method, cx.rng)
             .map_err(|error| End::Tell(Cause::Protocol(error.to_string())))?;
-        let proposals = self.config.profile.ike.proposals.iter();
-        let mut offer: Vec<IkeProposal> = proposals.map(IkeProposal::without_additional).collect();
-        offer.dedup();
+        let mut offer = self.config.profile.ike.proposals.clone();
         for proposal in &mut offer {
             proposal.prefer(method);
         }
@@ -223,8 +250,8 @@ impl Established {
         if let Some(error) = error_notify(payloads).filter(|_| !complete) {
             return self.ike_refused(&rekeying, error, payloads, cx);
         }
-        let (channel, suite, lowest) = match rekeying.accept(&self.channel, payloads, cx.now) {
-            Ok(accepted) => accepted,
+        let answer = match rekeying.read_answer(&self.channel, payloads) {
+            Ok(answer) => answer,
             Err(cause) => {
                 // The gateway has an IKE SA that we do not have: what we have may be taken from us at any time.
                 tracing::warn!(
@@ -236,7 +263,35 @@ impl Established {
                 return Ok(());
             }
         };
+        if answer.suite.additional.methods().next().is_none() {
+            return self.ike_made(&rekeying, answer, cx);
+        }
+        let rival = self.heir.as_ref().map(|heir| heir.lowest.as_slice());
+        let rival = rival.or(self
+            .pending
+            .as_ref()
+            .filter(|pending| pending.is_for_ike())
+            .map(|pending| pending.nonces.lowest()));
+        if rival.is_some_and(|rival| answer.nonces.lowest() < rival) {
+            // There is nothing to delete yet, so it is just not gone on with (RFC 9370, section 2.2.4).
+            return Ok(());
+        }
+        self.follow_ike(rekeying, answer, payloads, cx)
+    }
+
+    /// All key exchanges of our request are over.
+    pub(super) fn ike_made(
+        &mut self,
+        rekeying: &RekeyIke,
+        answer: IkeAnswer,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), End> {
+        let (suite, lowest) = (answer.suite, answer.nonces.lowest().to_vec());
+        let channel = answer
+            .make(&self.channel, cx.now)
+            .map_err(|error| End::Tell(Cause::from(Broken::from(error))))?;
         self.setbacks = 0;
+        self.pending.take_if(|pending| pending.is_for_ike());
         match self.heir.take() {
             // Of the two new ones, that with the lowest nonce is one too many; its initiator deletes it, and that of
             // the other one the old one.
@@ -317,10 +372,31 @@ impl Established {
         }
         let spi = new_spi(cx.rng);
         let own: [u8; 32] = cx.rng.bytes();
-        let Ok((heir, public)) = self.make_heir(&parts, chosen.suite, (chosen.spi, spi), own, cx) else {
-            return self.answer(opened, &[notify(NotifyType::INVALID_SYNTAX, &[])], cx);
+        let syntax = notify(NotifyType::INVALID_SYNTAX, &[]);
+        let (Ok((public, first)), Ok(initiator)) = (
+            KeyExchange::respond(chosen.suite.ke, parts.ke.data, cx.rng),
+            check_nonce(self.suite.prf, parts.nonce, &own),
+        ) else {
+            return self.answer(opened, &[syntax], cx);
         };
-        let reply = [
+        let subject = PendingSubject::Ike {
+            suite: chosen.suite,
+            spis: Spis {
+                initiator: chosen.spi,
+                responder: spi,
+            },
+        };
+        let nonces = Nonces {
+            initiator,
+            responder: own.to_vec(),
+        };
+        let shared = SharedSecrets {
+            first,
+            additional: Vec::new(),
+        };
+        let remaining = chosen.suite.additional.methods().collect();
+        let pending = Pending::new(subject, nonces, Some(shared), remaining, cx);
+        let mut reply = vec![
             Payload::Sa(vec![chosen.to_wire(spi)]),
             Payload::Nonce(&own),
             Payload::Ke(Ke {
@@ -328,41 +404,12 @@ impl Established {
                 data: &public,
             }),
         ];
+        let link = pending.link();
+        if !pending.is_over() {
+            reply.push(notify(NotifyType::ADDITIONAL_KEY_EXCHANGE, &link));
+        }
         self.answer(opened, &reply, cx);
-        self.heir = Some(Box::new(heir));
-    }
-
-    fn make_heir(
-        &self,
-        parts: &Parts<'_>,
-        suite: IkeSuite,
-        (theirs, ours): (IkeSpi, IkeSpi),
-        nonce: [u8; 32],
-        cx: &mut Cx<'_>,
-    ) -> Result<(Heir, Vec<u8>), Cause> {
-        let unusable = |error: crate::crypto::CryptoError| Cause::from(Broken::from(error));
-        let exchange = KeyExchange::generate(suite.ke, cx.rng).map_err(unusable)?;
-        let shared = agree(&exchange, &parts.ke)?;
-        let nonces = Nonces {
-            initiator: check_nonce(self.suite.prf, parts.nonce, &nonce)?,
-            responder: nonce.to_vec(),
-        };
-        let spis = Spis {
-            initiator: theirs,
-            responder: ours,
-        };
-        let keys = self
-            .channel
-            .keys
-            .derive_rekeyed(&suite, &shared, &nonces, spis, Role::Responder)
-            .map_err(unusable)?;
-        let heir = Heir {
-            channel: self.channel.successor(spis, keys, cx.now),
-            suite,
-            lowest: nonces.lowest().to_vec(),
-            until: cx.now + PATIENCE,
-        };
-        Ok((heir, exchange.public().to_vec()))
+        self.go_on_with(pending, cx);
     }
 
     /// A message of the SA that is to replace the present one.
@@ -475,12 +522,14 @@ impl Established {
         if opened.header.flags.response {
             if let Some(rekeying) = old.rekeying.take() {
                 // Of the two new SAs ours is the one too many, and ours to delete.
-                let made = opened
-                    .payloads()
-                    .ok()
-                    .and_then(|payloads| rekeying.accept(&old.channel, &payloads, cx.now).ok());
+                let made = opened.payloads().ok().and_then(|payloads| {
+                    let answer = rekeying.read_answer(&old.channel, &payloads).ok()?;
+                    // With additional key exchanges there is nothing yet.
+                    let is_made = answer.suite.additional.methods().next().is_none();
+                    is_made.then(|| answer.make(&old.channel, cx.now).ok())?
+                });
                 old.tell(cx);
-                if let Some((channel, ..)) = made {
+                if let Some(channel) = made {
                     self.bury(channel, Fate::Ours, cx);
                 }
                 return;

@@ -1,5 +1,6 @@
 //! Choosing from what the gateway offers, when it begins a rekeying (RFC 7296, sections 2.7 and 3.3).
 
+use super::additional::is_additional;
 use super::{
     AdditionalKeyExchanges, Choice, ESN, EspProposal, EspSuite, IkeProposal, IkeSuite, NO_ESN, Transform,
     cipher_transforms, default_esp, esp_spi, is_aead, key_exchange_transforms, lenient, plain, wire_proposal,
@@ -52,30 +53,36 @@ pub fn choose_esp(
     pfs_required: bool,
     offer: &[wire::Proposal<'_>],
 ) -> Option<Chosen<EspSuite, EspSpi>> {
-    let in_use = EspProposal {
-        transforms: [
-            cipher_transforms(&present.cipher),
-            vec![if present.esn { ESN } else { NO_ESN }],
-        ]
-        .concat(),
-        key_exchanges: present.ke.into_iter().collect(),
-        additional: Vec::new(),
+    let transforms = [
+        cipher_transforms(&present.cipher),
+        vec![if present.esn { ESN } else { NO_ESN }],
+    ]
+    .concat();
+    let in_use = ours
+        .iter()
+        .filter(|mine| mine.offers(present))
+        .map(|mine| EspProposal {
+            transforms: transforms.clone(),
+            ..mine.clone()
+        });
+    // Where our profile names no key exchange at all, one that the gateway wants is a gift.
+    let default: Vec<KeMethod> = if ours.iter().all(|mine| mine.key_exchanges.is_empty()) {
+        let proposals = default_esp().into_iter();
+        proposals.flat_map(|proposal| proposal.key_exchanges).collect()
+    } else {
+        Vec::new()
     };
-    // Who offers a key exchange wants one, also where our profile names none.
-    let mut methods: Vec<KeMethod> = sent.into_iter().collect();
-    methods.extend(ours.iter().flat_map(|proposal| proposal.key_exchanges.clone()));
-    methods.extend(
-        default_esp()
-            .into_iter()
-            .flat_map(|proposal| proposal.key_exchanges),
-    );
-    for mine in std::iter::once(&in_use).chain(ours) {
+    for mine in in_use.chain(ours.iter().cloned()) {
+        let mut methods = [mine.key_exchanges.clone(), default.clone()].concat();
+        // What was sent saves a round trip, if it is ours at all.
+        methods.sort_by_key(|method| Some(*method) != sent);
         for theirs in offer.iter().filter(|theirs| theirs.protocol == ProtocolId::ESP) {
-            let has_ke = theirs.transforms.iter().any(|t| t.kind == TransformType::KE);
-            if pfs_required && !has_ke {
-                continue;
-            }
-            let mine = [mine.transforms.clone(), key_exchange_transforms(&methods)].concat();
+            let mine = [
+                mine.transforms.clone(),
+                key_exchange_transforms(&methods),
+                mine.additional.clone(),
+            ]
+            .concat();
             let Some(transforms) = pick(&mine, theirs) else {
                 continue;
             };
@@ -84,12 +91,19 @@ pub fn choose_esp(
             let (Some(spi), Ok(cipher)) = (esp_spi(&theirs.spi), choice.cipher()) else {
                 continue;
             };
+            let first = ke.unwrap_or(KeMethod::NONE);
+            let Ok(additional) = AdditionalKeyExchanges::check(&choice.0, &choice.0, first) else {
+                continue;
+            };
+            if pfs_required && first == KeMethod::NONE {
+                continue;
+            }
             let suite = EspSuite {
                 cipher,
                 // An old gateway may leave the sequence numbers away: 32 bits then.
                 esn: choice.one(TransformType::ESN).is_ok_and(|t| t == ESN),
                 ke: ke.filter(|method| *method != KeMethod::NONE),
-                additional: AdditionalKeyExchanges::default(),
+                additional,
             };
             return Some(Chosen {
                 number: theirs.number,
@@ -115,7 +129,7 @@ pub fn choose_ike(
             let Ok(spi) = <[u8; 8]>::try_from(&*theirs.spi) else {
                 continue;
             };
-            let mut mine = mine.without_additional().transforms;
+            let mut mine = mine.transforms.clone();
             // What was sent saves a round trip, if it is ours at all.
             if let Some(index) = mine.iter().position(|t| *t == plain(TransformType::KE, sent.0)) {
                 let transform = mine.remove(index);
@@ -135,13 +149,16 @@ pub fn choose_ike(
             let Some(prf) = Prf::from_id(PrfId(prf.id)).filter(|_| ke.id != 0 && spi != [0; 8]) else {
                 continue;
             };
+            let Ok(additional) = AdditionalKeyExchanges::check(&choice.0, &choice.0, KeMethod(ke.id)) else {
+                continue;
+            };
             return Some(Chosen {
                 number: theirs.number,
                 suite: IkeSuite {
                     cipher,
                     prf,
                     ke: KeMethod(ke.id),
-                    additional: AdditionalKeyExchanges::default(),
+                    additional,
                 },
                 spi: IkeSpi(spi),
                 transforms: choice.0,
@@ -169,6 +186,13 @@ fn pick(ours: &[Transform], theirs: &wire::Proposal<'_>) -> Option<Vec<Transform
     let cipher = ours
         .iter()
         .find(|mine| mine.kind == TransformType::ENCR && offered(mine))?;
+    // An additional key exchange that we want is not on offer.
+    let none = |kind| ours.contains(&plain(kind, KeMethod::NONE.0));
+    let is_missing =
+        |mine: &Transform| is_additional(mine) && !kinds.contains(&mine.kind) && !none(mine.kind);
+    if ours.iter().any(is_missing) {
+        return None;
+    }
     let mut picked = Vec::with_capacity(kinds.len());
     for kind in kinds {
         // An AEAD cipher has no integrity algorithm beside it, or NONE.
