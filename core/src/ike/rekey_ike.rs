@@ -363,7 +363,8 @@ impl Established {
             return self.answer(opened, &[notify(NotifyType::INVALID_SYNTAX, &[])], cx);
         };
         let proposals = &self.config.profile.ike.proposals;
-        let Some(chosen) = proposal::choose_ike(proposals, parts.ke.method, parts.proposals) else {
+        let Some(chosen) = proposal::choose_ike(proposals, &self.suite, parts.ke.method, parts.proposals)
+        else {
             return self.answer(opened, &[notify(NotifyType::NO_PROPOSAL_CHOSEN, &[])], cx);
         };
         if chosen.suite.ke != parts.ke.method {

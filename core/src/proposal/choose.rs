@@ -116,15 +116,29 @@ pub fn choose_esp(
     None
 }
 
-/// Chooses an IKE suite from the gateway's offer, by our own order of preference; `sent` is the method of its KE
-/// payload. None: nothing on offer is acceptable.
+/// Chooses an IKE suite from the gateway's offer, without additional key exchanges: cipher and PRF of `present`, the suite
+/// in use, if they are on offer, else by our own order of preference. `sent` is the method of its KE payload. None: nothing
+/// on offer is acceptable.
+///
+/// The PRF above all should stay: where it changes, strongSwan makes the new SA's keys with the old one, and we with the
+/// new one as RFC 7296, section 2.18 says.
 #[must_use]
 pub fn choose_ike(
     ours: &[IkeProposal],
+    present: &IkeSuite,
     sent: KeMethod,
     offer: &[wire::Proposal<'_>],
 ) -> Option<Chosen<IkeSuite, IkeSpi>> {
-    for mine in ours {
+    let methods: Vec<KeMethod> = ours.iter().flat_map(IkeProposal::key_exchanges).collect();
+    let in_use = IkeProposal {
+        transforms: [
+            cipher_transforms(&present.cipher),
+            vec![plain(TransformType::PRF, present.prf.id().0)],
+            key_exchange_transforms(&methods),
+        ]
+        .concat(),
+    };
+    for mine in std::iter::once(&in_use).chain(ours) {
         for theirs in offer.iter().filter(|theirs| theirs.protocol == ProtocolId::IKE) {
             let Ok(spi) = <[u8; 8]>::try_from(&*theirs.spi) else {
                 continue;

@@ -616,3 +616,64 @@ fn refusals_read_as_sentences() {
         "{error}"
     );
 }
+
+/// A gateway may offer additional key exchanges when it rekeys; ours has none yet (IKE_FOLLOWUP_KE).
+#[test]
+fn rekeying_chooses_what_needs_no_additional_key_exchange() {
+    let with = ike("aes256gcm16-prfsha384-x25519-ke1_mlkem768").to_wire(1, &[7; 8]);
+    let without = ike("aes256gcm16-prfsha384-x25519").to_wire(2, &[7; 8]);
+    let optional = ike("aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke1_none").to_wire(1, &[7; 8]);
+    let answer = ike_answer(2, "aes256gcm16-prfsha384-x25519");
+    let present = select_ike(&default_ike(), &answer).unwrap();
+    let choose =
+        |offer: &[wire::Proposal<'_>]| choose_ike(&default_ike(), &present, KeMethod::CURVE25519, offer);
+    let chosen = choose(&[with.clone(), without]).unwrap();
+    assert_eq!(
+        (chosen.number, chosen.suite.to_string()),
+        (2, "aes256gcm16-prfsha384-x25519".into())
+    );
+    assert_eq!(choose(&[with]), None);
+    let chosen = choose(&[optional]).unwrap();
+    assert_eq!(chosen.suite.to_string(), "aes256gcm16-prfsha384-x25519");
+    let wire = chosen.to_wire(wire::IkeSpi([9; 8]));
+    let none = wire.transforms.iter().find(|t| t.kind == TransformType::ADDKE1);
+    assert_eq!(none.map(|t| t.id), Some(0), "the answer says NONE");
+
+    let present = select_esp(&default_esp(), &esp_answer(2, "aes256gcm16-esn-x25519"), true);
+    let (present, _) = present.unwrap();
+    let offer = |number, text: &str| esp(text).to_wire(number, EspSpi(0xc0de_0001), true);
+    let choose = |offer: &[wire::Proposal<'_>]| {
+        choose_esp(&default_esp(), &present, Some(KeMethod::CURVE25519), false, offer)
+    };
+    let with = offer(1, "aes256gcm16-esn-x25519-ke1_mlkem768");
+    let chosen = choose(&[with.clone(), offer(2, "aes256gcm16-esn-x25519")]).unwrap();
+    assert_eq!(
+        (chosen.number, chosen.suite.to_string()),
+        (2, "aes256gcm16-x25519-esn".into())
+    );
+    assert_eq!(choose(&[with]), None);
+}
+
+/// strongSwan makes wrong keys when the PRF changes, and it offers its own order of preference, not what is in use.
+#[test]
+fn rekeying_stays_with_cipher_and_prf() {
+    let offer = [
+        ike("aes128gcm16-aes256gcm16-prfsha512-prfsha256-prfsha384-ecp256-x25519").to_wire(1, &[7; 8]),
+        ike("aes256-sha256-prfsha256-x25519").to_wire(2, &[7; 8]),
+    ];
+    for present in [
+        "aes256gcm16-prfsha256-x25519",
+        "aes128gcm16-prfsha384-ecp256",
+        "aes256-sha256-prfsha256-x25519",
+    ] {
+        let suite = (1..=3).find_map(|number| select_ike(&default_ike(), &ike_answer(number, present)).ok());
+        let suite = suite.unwrap();
+        let chosen = choose_ike(&default_ike(), &suite, suite.ke, &offer).unwrap();
+        assert_eq!(chosen.suite.to_string(), present);
+    }
+    // What is no longer on offer is left for what we like best.
+    let answer = ike_answer(2, "chacha20poly1305-prfsha384-x25519");
+    let suite = select_ike(&default_ike(), &answer).unwrap();
+    let chosen = choose_ike(&default_ike(), &suite, KeMethod::ECP_256, &offer).unwrap();
+    assert_eq!(chosen.suite.to_string(), "aes256gcm16-prfsha512-ecp256");
+}
