@@ -412,4 +412,6 @@ pub struct Features {
     pub esn: bool,
     /// A post-quantum key exchange contributed to the keys (RFC 9370).
     pub post_quantum: bool,
+    /// A post-quantum pre-shared key is in the keys (RFC 8784).
+    pub ppk: bool,
 }

@@ -140,7 +140,8 @@ impl Client {
             mobike: sa.mobility.is_supported(),
             fragmentation: sa.fragments(),
             esn: sa.child_suite.esn,
-            post_quantum: sa.suite.is_post_quantum(),
+            post_quantum: sa.is_post_quantum(),
+            ppk: sa.has_ppk(),
         };
     }
 }

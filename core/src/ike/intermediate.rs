@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::auth::Auth;
 use super::channel::Opened;
+use super::established::Established;
 use super::init::Agreed;
 use super::{Broken, Cx, News, Next, SaConfig, State, error_notify, is_private, refuse_critical, unsendable};
 use crate::command::{Cause, Failure, Path, Stage};
@@ -120,6 +121,18 @@ impl Intermediate {
             .derive_next(suite, &shared, &transcript.nonces, channel.spis)
             .map_err(Broken::from)?;
         Ok(())
+    }
+}
+
+impl Established {
+    /// Whether a post-quantum key exchange went into the keys, when the SA began or since.
+    pub(crate) fn is_post_quantum(&self) -> bool {
+        self.channel.keys.post_quantum
+    }
+
+    /// Whether a post-quantum pre-shared key (RFC 8784) is in the keys.
+    pub(crate) fn has_ppk(&self) -> bool {
+        self.channel.keys.ppk
     }
 }
 

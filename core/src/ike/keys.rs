@@ -74,6 +74,10 @@ pub(crate) struct SaKeys {
     pub(crate) open: PacketKey,
     /// The next initialization vector for `seal`; never used twice.
     pub(crate) next_iv: u64,
+    /// A post-quantum key exchange went into SK_d, of this SA or of one that it replaced.
+    pub(crate) post_quantum: bool,
+    /// A PPK is stirred in, here or in an SA that this one replaced.
+    pub(crate) ppk: bool,
 }
 
 impl SaKeys {
@@ -103,7 +107,11 @@ impl SaKeys {
     ) -> Result<Self, CryptoError> {
         let seed: [&[u8]; 3] = [shared.as_bytes(), &nonces.initiator, &nonces.responder];
         let skeyseed = self.prf.compute(self.derive.as_bytes(), &seed);
-        Self::expand(suite.prf, suite.cipher, &skeyseed, nonces, spis, self.role)
+        let keys = Self::expand(suite.prf, suite.cipher, &skeyseed, nonces, spis, self.role)?;
+        Ok(Self {
+            post_quantum: self.post_quantum || suite.is_post_quantum(),
+            ..keys
+        })
     }
 
     /// The keys of the SA that replaces this one: `SKEYSEED = prf(SK_d, SK(0) | Ni | Nr | SK(1) | .. | SK(n))` with this
@@ -121,7 +129,12 @@ impl SaKeys {
         role: Role,
     ) -> Result<Self, CryptoError> {
         let skeyseed = self.rekeyed_seed(shared, nonces);
-        Self::expand(suite.prf, suite.cipher, &skeyseed, nonces, spis, role)
+        let keys = Self::expand(suite.prf, suite.cipher, &skeyseed, nonces, spis, role)?;
+        Ok(Self {
+            post_quantum: self.post_quantum || suite.is_post_quantum(),
+            ppk: self.ppk,
+            ..keys
+        })
     }
 
     /// The SKEYSEED of [`Self::derive_rekeyed`].
@@ -168,11 +181,13 @@ impl SaKeys {
             proof_initiator: stirred(&self.proof_initiator)?,
             proof_responder: stirred(&self.proof_responder)?,
         };
+        self.ppk = true;
         Ok(self.exchange(stirred))
     }
 
     /// The keys without the PPK again: the gateway does not have it.
     pub(crate) fn go_without(&mut self, keys: PpkKeys) {
+        self.ppk = false;
         self.exchange(keys);
     }
 
@@ -218,6 +233,8 @@ impl SaKeys {
             seal,
             open,
             next_iv: 0,
+            post_quantum: false,
+            ppk: false,
         })
     }
 }

@@ -2,7 +2,7 @@ use hex_literal::hex;
 
 use super::*;
 use crate::crypto::{Encr, Integ};
-use crate::proposal::AdditionalKeyExchanges;
+use crate::proposal::{AdditionalKeyExchanges, IkeProposal, select_ike};
 use crate::wire::iana::KeMethod;
 
 const AES_CBC_SHA1: CipherSuite = CipherSuite {
@@ -171,6 +171,28 @@ fn an_additional_key_exchange() {
     }
 }
 
+/// What a post-quantum key exchange protected stays protected, for SK_d goes on from SA to SA.
+#[test]
+fn keys_know_of_a_post_quantum_key_exchange() {
+    let classical = suite(AES_GCM, Prf::HmacSha2_256);
+    let hybrid = "aes256gcm16-prfsha256-x25519-ke1_mlkem768";
+    let offer = [IkeProposal::parse(hybrid).unwrap()];
+    let hybrid = select_ike(&offer, &[offer[0].to_wire(1, &[])]).unwrap();
+    let (shared, nonces, spis) = (Secret::new(octets(0x33, 32)), old_nonces(), spis(0xd0, 0xe0));
+    let next = |suite| old().derive_next(suite, &shared, &nonces, spis).unwrap();
+    let rekeyed = |keys: SaKeys, suite| {
+        keys.derive_rekeyed(suite, &secrets(false), &nonces, spis, Role::Responder)
+            .unwrap()
+            .post_quantum
+    };
+    assert!(!old().post_quantum);
+    assert!(!next(&classical).post_quantum);
+    assert!(next(&hybrid).post_quantum);
+    assert!(!rekeyed(old(), &classical));
+    assert!(rekeyed(old(), &hybrid));
+    assert!(rekeyed(next(&hybrid), &classical));
+}
+
 /// RFC 8784, section 3. What protects messages stays.
 #[test]
 fn a_ppk() {
@@ -178,6 +200,7 @@ fn a_ppk() {
     let before = old();
     let mut keys = old();
     let without = keys.stir_in(&ppk).unwrap();
+    assert!(keys.ppk && !before.ppk);
     assert_eq!(
         keys.derive.as_bytes(),
         hex!("d3e588a5c912d194a1fc4d5d9ba1a21d9b47e8a450d5ffbd3f5d9a2eeab46e78")
@@ -192,7 +215,14 @@ fn a_ppk() {
     );
     assert_eq!(fingerprint(&keys.seal), fingerprint(&before.seal));
     assert_eq!(fingerprint(&keys.open), fingerprint(&before.open));
+    let nonces = new_nonces();
+    let suite = suite(AES_GCM, Prf::HmacSha2_256);
+    let next = keys
+        .derive_rekeyed(&suite, &secrets(false), &nonces, spis(1, 2), Role::Initiator)
+        .unwrap();
+    assert!(next.ppk, "it is in SK_d, and so in all that comes after");
     keys.go_without(without);
+    assert!(!keys.ppk);
     assert_eq!(keys.derive, before.derive);
     assert_eq!(keys.proof_initiator, before.proof_initiator);
     assert_eq!(keys.proof_responder, before.proof_responder);
