@@ -17,6 +17,7 @@ use super::child::{Agreed, Child, choose, exactly, ranges};
 use super::config::{ClientAuth, GatewayConfig, Proof, RedirectWhen, Side};
 use super::inform::{address, no_nats};
 use super::init::applicable;
+use super::intermediate::Additional;
 use super::keys::{Nonces, SaKeys};
 use super::session::{SaState, Session};
 use crate::eap_server::{EapServer, ServerStep};
@@ -27,7 +28,8 @@ pub(super) struct Handshake {
     pub(super) request: Vec<u8>,
     /// RealMessage2.
     pub(super) response: Vec<u8>,
-    nonces: Nonces,
+    pub(super) nonces: Nonces,
+    pub(super) additional: Additional,
     /// The ticket that the client came with.
     ticket: Option<(Vec<u8>, Ticket)>,
     eap: Option<EapServer>,
@@ -59,12 +61,14 @@ impl Handshake {
         request: Vec<u8>,
         response: Vec<u8>,
         nonces: Nonces,
+        additional: Additional,
         ticket: Option<(Vec<u8>, Ticket)>,
     ) -> Self {
         Self {
             request,
             response,
             nonces,
+            additional,
             ticket,
             eap: None,
             msk: None,
@@ -73,14 +77,15 @@ impl Handshake {
         }
     }
 
-    /// What AUTH covers: `RealMessage | Nonce of the other | prf(SK_p, ID)`.
+    /// What AUTH covers: `RealMessage | Nonce of the other | prf(SK_p, ID) [| IntAuth]`.
     fn octets(&self, side: Side, keys: &SaKeys, id: &[u8]) -> Vec<u8> {
         let (message, nonce, key) = match side {
             Side::Client => (&self.request, &self.nonces.responder, &keys.proof_initiator),
             Side::Gateway => (&self.response, &self.nonces.initiator, &keys.proof_responder),
         };
         let mac = keys.prf.compute(key.as_bytes(), &[id]);
-        [message.as_slice(), nonce, mac.as_bytes()].concat()
+        let int_auth = self.additional.int_auth();
+        [message.as_slice(), nonce, mac.as_bytes(), &int_auth].concat()
     }
 
     /// Takes what the first request says.
@@ -148,6 +153,13 @@ impl Session {
         path: Path,
         cx: &mut Cx<'_>,
     ) {
+        if let Some(handshake) = self.sas[index].handshake.as_deref_mut() {
+            assert!(
+                handshake.additional.remaining.is_empty(),
+                "key exchanges come first"
+            );
+            handshake.additional.first_auth.get_or_insert(header.message_id);
+        }
         let (notes, outcome) = self.judge(index, payloads, path, cx);
         let payloads: Vec<Payload<'_>> = notes.iter().map(Owned::payload).collect();
         self.answer(index, header, &payloads, path, cx);
@@ -255,7 +267,10 @@ impl Session {
         let handshake = sa.handshake.as_deref().expect("IKE_AUTH is going on");
         let (kind, data) = config.identity.to_wire();
         let id = Id::new(kind, &data).body();
-        let octets = handshake.octets(Side::Gateway, keys, &id);
+        let mut octets = handshake.octets(Side::Gateway, keys, &id);
+        if config.unproven_intermediate {
+            octets.truncate(octets.len() - handshake.additional.int_auth().len());
+        }
         let shared = |mic: Secret| Owned::Auth(AuthMethod::SHARED_KEY_MIC, mic.as_bytes().to_vec());
         let id = Owned::IdResponder(kind, data.to_vec());
         match with {

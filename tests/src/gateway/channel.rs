@@ -22,6 +22,8 @@ pub(super) struct Channel {
     /// Who is the original initiator: who began the exchange that made this SA.
     pub(super) initiator: Side,
     pub(super) keys: SaKeys,
+    /// Those of the last additional key exchange, with its message ID: its request may be repeated.
+    before: Option<(u32, SaKeys)>,
     fragment: Option<usize>,
     iv: u64,
     next: u32,
@@ -44,8 +46,8 @@ struct Outstanding {
 /// A new message of the client's.
 pub(super) struct Opened {
     pub(super) header: Header,
-    first: PayloadType,
-    body: Vec<u8>,
+    pub(super) first: PayloadType,
+    pub(super) body: Vec<u8>,
 }
 
 impl Opened {
@@ -88,6 +90,7 @@ impl Channel {
             spis,
             initiator,
             keys,
+            before: None,
             fragment,
             iv: 0,
             next: 0,
@@ -143,6 +146,17 @@ impl Channel {
             .expect("the gateway's messages can be sealed")
     }
 
+    /// The header of the response to a request, without what the payloads say.
+    pub(super) fn response_header(&self, to: &Header) -> Header {
+        self.header(to.exchange, to.message_id, true)
+    }
+
+    /// The next exchange is under these keys.
+    pub(super) fn change_keys(&mut self, keys: SaKeys) {
+        self.before = Some((self.expected - 1, std::mem::replace(&mut self.keys, keys)));
+        self.iv = 0;
+    }
+
     /// Makes a request out of `payloads`. Any older one must have been answered.
     pub(super) fn request(
         &mut self,
@@ -185,9 +199,13 @@ impl Channel {
         if spis != self.spis {
             return Incoming::Nothing;
         }
+        let keys = match &self.before {
+            Some((id, keys)) if *id == header.message_id && !header.flags.response => keys,
+            _ => &self.keys,
+        };
         let key = match self.initiator {
-            Side::Gateway => &self.keys.from_responder,
-            Side::Client => &self.keys.from_initiator,
+            Side::Gateway => &keys.from_responder,
+            Side::Client => &keys.from_initiator,
         };
         let Ok(opened) = open_sealed(message, key) else {
             return Incoming::Nothing;

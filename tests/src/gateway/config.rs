@@ -42,6 +42,12 @@ pub struct GatewayConfig {
     pub insist_on: Option<KeMethod>,
     /// Speak RFC 7427.
     pub signature_hashes: bool,
+    /// Send no more than so many octets of a key exchange value in IKE_INTERMEDIATE.
+    pub cut_ciphertext: Option<usize>,
+    /// Choose additional key exchanges without saying that IKE_INTERMEDIATE is known.
+    pub silent_intermediate: bool,
+    /// Prove nothing of IKE_INTERMEDIATE.
+    pub unproven_intermediate: bool,
     /// Cut IKE messages above this many octets (RFC 7383); none: no support.
     pub fragment: Option<usize>,
 
@@ -122,6 +128,9 @@ impl GatewayConfig {
             wrong_msk: false,
             insist_on: None,
             signature_hashes: true,
+            cut_ciphertext: None,
+            silent_intermediate: false,
+            unproven_intermediate: false,
             fragment: Some(1200),
             refuse_child_rekey: None,
             refuse_ike_rekey: None,

@@ -13,6 +13,7 @@ use super::channel::Channel;
 use super::child::{Aged, choose};
 use super::config::{Elsewhere, GatewayConfig, Redirect, RedirectWhen, Side};
 use super::inform::{Detection, nat_detection};
+use super::intermediate::Additional;
 use super::keys::{Nonces, SaKeys, Spis};
 use super::session::{HALF_OPEN, IkeSa, Peer, SaState, Session};
 use super::wrap;
@@ -26,6 +27,7 @@ struct Hello<'a> {
     nonce: &'a [u8],
     ticket: Option<&'a [u8]>,
     fragments: bool,
+    intermediate: bool,
     redirects: bool,
     behind_nat: bool,
 }
@@ -131,7 +133,7 @@ impl<'a> Hello<'a> {
             responder: IkeSpi::ZERO,
         };
         let (mut sa, mut ke, mut nonce, mut ticket) = (None, None, None, None);
-        let (mut fragments, mut redirects) = (false, false);
+        let (mut fragments, mut intermediate, mut redirects) = (false, false, false);
         let mut detection = Detection::default();
         for payload in &message.payloads {
             match payload {
@@ -143,6 +145,7 @@ impl<'a> Hello<'a> {
                     match it.kind {
                         NotifyType::TICKET_OPAQUE => ticket = Some(it.data),
                         NotifyType::IKEV2_FRAGMENTATION_SUPPORTED => fragments = true,
+                        NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED => intermediate = true,
                         // RFC 5685, section 3: whoever was sent here can be sent on.
                         NotifyType::REDIRECT_SUPPORTED | NotifyType::REDIRECTED_FROM => redirects = true,
                         _ => {}
@@ -158,6 +161,7 @@ impl<'a> Hello<'a> {
             nonce: nonce?,
             ticket,
             fragments,
+            intermediate,
             redirects,
             behind_nat: detection.behind_nat,
         })
@@ -175,7 +179,10 @@ fn agree(
 ) -> Option<Session> {
     let (sa, ke) = (hello.sa?, hello.ke?);
     let chosen = choose(sa, |answer| {
-        proposal::select_ike(&config.ike, std::slice::from_ref(answer)).ok()
+        let suite = proposal::select_ike(&config.ike, std::slice::from_ref(answer)).ok()?;
+        // RFC 9370, section 2.2.1: without IKE_INTERMEDIATE they are unknown transform types.
+        let additional = suite.additional.methods().next().is_some();
+        (hello.intermediate || !additional).then_some(suite)
     });
     let Some((proposal, suite)) = chosen else {
         reply.notify(NotifyType::NO_PROPOSAL_CHOSEN, &[], book);
@@ -278,6 +285,10 @@ impl Begun {
         let mut payloads = payloads.to_vec();
         payloads.extend(detection.iter().map(Note::payload));
         let mut say = |kind, data| payloads.push(Payload::Notify(Notify::new(kind, data)));
+        let additional = Additional::new(self.suite.additional.methods());
+        if !additional.remaining.is_empty() && !config.silent_intermediate {
+            say(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED, &[]);
+        }
         if fragment.is_some() {
             say(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, &[]);
         }
@@ -298,6 +309,7 @@ impl Begun {
                 raw.to_vec(),
                 response,
                 self.nonces,
+                additional,
                 self.ticket,
             ))),
         };

@@ -54,6 +54,15 @@ impl SaKeys {
         Self::expand(suite, &skeyseed, nonces, spis)
     }
 
+    /// The keys after an additional key exchange (RFC 9370, section 2.2.2). `SKEYSEED(n) = prf(SK_d(n-1), SK(n) | Ni | Nr)`.
+    pub(super) fn next(&self, suite: &IkeSuite, shared: &Secret, nonces: &Nonces, spis: Spis) -> Self {
+        let skeyseed = self.prf.compute(
+            self.derive.as_bytes(),
+            &[shared.as_bytes(), &nonces.initiator, &nonces.responder],
+        );
+        Self::expand(suite, &skeyseed, nonces, spis)
+    }
+
     /// The keys of the IKE SA that replaces this one. `SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr)` with the
     /// PRF of the old SA; the rest with that of the new one and its SPIs.
     pub(super) fn rekeyed(&self, suite: &IkeSuite, shared: &Secret, nonces: &Nonces, spis: Spis) -> Self {

@@ -25,6 +25,7 @@ mod config;
 mod create;
 mod inform;
 mod init;
+mod intermediate;
 mod keys;
 mod rekey;
 mod session;

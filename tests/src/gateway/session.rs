@@ -239,6 +239,7 @@ impl Session {
         cx.book.notified.extend(payloads.iter().filter_map(note));
         let half_open = self.sas[index].state == SaState::HalfOpen;
         match header.exchange {
+            ExchangeType::IKE_INTERMEDIATE if half_open => self.add_key(index, opened, path, cx),
             ExchangeType::IKE_AUTH if half_open => self.authenticate(index, header, &payloads, path, cx),
             ExchangeType::CREATE_CHILD_SA if !half_open => self.create(index, header, &payloads, path, cx),
             ExchangeType::INFORMATIONAL => self.inform(index, header, &payloads, path, cx),
