@@ -35,6 +35,7 @@ fn main() -> ExitCode {
             ("without_ike_fragments", without_ike_fragments),
             ("with_a_pre_shared_key", with_a_pre_shared_key),
             ("with_eap_tls_1_3", with_eap_tls_1_3),
+            ("after_rekeyings_of_both_sides", after_rekeyings_of_both_sides),
             ("required_and_there", required_and_there),
             ("required_and_not_there", required_and_not_there),
             ("ppk_optional", ppk_optional),
@@ -263,6 +264,30 @@ fn with_eap_tls_1_3(lab: &Lab) {
     assert!(log.contains("negotiated TLS 1.3"), "{log}");
 }
 
+/// Rekeying makes no additional key exchange; what was made at the beginning stays in the keys. The gateway offers one with
+/// it and one without.
+fn after_rekeyings_of_both_sides(lab: &Lab) {
+    let profile = certificate().child("rehearse_rekey", "true");
+    let mut tunnel = lab.connect(&profile);
+    tunnel.connected();
+    let rekey = |kind: &'static str, by: &'static str| {
+        move |event: &Value| event["event"] == "rekey" && event["kind"] == kind && event["by"] == by
+    };
+    tunnel.event("its child rekeyed", rekey("child_sa", "client"));
+    assert!(lab.pings(names::NEW_V4));
+    lab.must("new", &["swanctl", "--rekey", "--child", "net"]);
+    tunnel.event("its child rekeyed by the gateway", rekey("child_sa", "gateway"));
+    assert!(lab.pings(names::NEW_V4));
+    lab.must("new", &["swanctl", "--rekey", "--ike", "cert"]);
+    tunnel.event("rekeyed by the gateway", rekey("ike_sa", "gateway"));
+    assert!(lab.pings(names::NEW_V4) && lab.pings(names::NEW_V6));
+    let status = tunnel.event("told of it", |event| {
+        event["event"] == "status" && event["state"] == "connected"
+    });
+    assert_eq!(status["features"]["post_quantum"], true, "{status}");
+    assert_eq!(tunnel.stop("TERM").code, Some(0));
+}
+
 fn required_and_there(lab: &Lab) {
     let (status, _) = works(lab, &certificate().ike("require_pq", "true"));
     assert_eq!(status["features"]["post_quantum"], true);
@@ -286,6 +311,7 @@ fn has_ppk(sas: &str) -> bool {
 fn ppk_optional(lab: &Lab) {
     let (status, sas) = works(lab, &with_ppk("ppk.vpn.lab", names::PPK_ID, names::PPK));
     assert!(has_ppk(&sas), "{sas}");
+    assert_eq!(status["features"]["ppk"], true);
     assert_eq!(status["features"]["post_quantum"], true);
 }
 
@@ -315,8 +341,9 @@ fn ppk_in_a_file(lab: &Lab) {
 /// The gateway goes on with what NO_PPK_AUTH says.
 fn ppk_that_the_gateway_does_not_know(lab: &Lab) {
     let before = lab.log("charon-new").len();
-    let (_, sas) = works(lab, &with_ppk("cert.vpn.lab", "another", names::PPK));
+    let (status, sas) = works(lab, &with_ppk("cert.vpn.lab", "another", names::PPK));
     assert!(!has_ppk(&sas), "{sas}");
+    assert_eq!(status["features"]["ppk"], false);
     let log = lab.log("charon-new").split_off(before);
     assert!(log.contains("using NO_PPK_AUTH notify"), "{log}");
 }
@@ -382,6 +409,7 @@ fn ppk_with_eap(lab: &Lab) {
         let (status, sas) = works(lab, &profile);
         assert!(has_ppk(&sas) && sas.contains("KE1_ML_KEM_768"), "{sas}");
         assert_eq!(status["features"]["post_quantum"], true);
+        assert_eq!(status["features"]["ppk"], true);
     }
 }
 
