@@ -492,7 +492,6 @@ fn asked(scene: &Scene, since: &mut usize) -> usize {
 }
 
 #[test]
-#[ignore = "the client does not ask for its ways anew yet"]
 fn whatever_tells_of_other_networks_lets_the_client_ask_for_its_ways() {
     scene(async {
         let mut scene = Scene::new();
@@ -512,7 +511,6 @@ fn whatever_tells_of_other_networks_lets_the_client_ask_for_its_ways() {
 }
 
 #[test]
-#[ignore = "the client does not ask for its ways anew yet"]
 fn an_alarm_that_is_late_is_a_sleep_and_a_short_one_is_nothing() {
     scene(async {
         let mut scene = Scene::new();
@@ -536,7 +534,6 @@ fn an_alarm_that_is_late_is_a_sleep_and_a_short_one_is_nothing() {
 }
 
 #[test]
-#[ignore = "the client does not ask for its ways anew yet"]
 fn errors_of_a_socket_are_a_hint_once_a_second_and_end_nothing() {
     scene(async {
         let mut scene = Scene::new();
