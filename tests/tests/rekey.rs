@@ -211,6 +211,7 @@ fn a_child_that_the_gateway_has_lost_is_made_anew() {
     world.run(2 * SECOND);
     traffic_flows(&mut world, 3 * SECOND);
     assert!(world.ends_agree());
+    world.run(10 * SECOND);
     world.gateway_does(|gateway, now| gateway.delete_child(now));
     world.run(2 * SECOND);
     traffic_flows(&mut world, 3 * SECOND);

@@ -240,12 +240,15 @@ fn no_network_for_a_while() {
         let sent = world.sent.len();
         world.run(away * SECOND);
         assert_eq!(world.sent.len(), sent, "nobody to speak to for {away} s");
-        world.move_to(lte());
-        let took = gap(&mut world, 10 * SECOND);
-        assert!(took <= 200 * MS, "{away} s: {took:?}");
-        world.run(2 * SECOND);
-        assert_eq!(world.status().state, State::Connected, "{away} s");
-        assert_eq!(world.plans.len(), 1, "{away} s");
+        // The first network back again, with the same address, and then another one.
+        for there in [wifi(), lte()] {
+            world.move_to(there);
+            let took = gap(&mut world, 10 * SECOND);
+            assert!(took <= 200 * MS, "{away} s: {took:?}");
+            world.run(2 * SECOND);
+            assert_eq!(world.status().state, State::Connected, "{away} s");
+            assert_eq!(world.plans.len(), 1, "{away} s");
+        }
     }
 }
 
@@ -324,14 +327,18 @@ fn a_credential_that_is_refused_is_not_tried_in_a_loop() {
     world.gateway.config.refuse_auth = Some(NotifyType::AUTHENTICATION_FAILED);
     let before = world.gateway.transcript.len();
     world.gateway_does(|gateway, now| gateway.delete_ike(now));
-    world.run(600 * SECOND);
-    assert_eq!(world.status().state, State::Idle);
+    world.run(1200 * SECOND);
+    assert_eq!(world.status().state, State::Reconnecting);
     assert_eq!(world.failure().unwrap().cause, Cause::AuthenticationFailed);
+    assert!(
+        world.plans.iter().all(|plan| plan.tunnel.is_some()),
+        "nothing goes beside the tunnel"
+    );
     let asked = world.gateway.transcript[before..]
         .iter()
         .filter(|(exchange, ..)| *exchange == peregrine_core::wire::iana::ExchangeType::IKE_AUTH)
         .count();
-    assert!(asked <= 2, "asked {asked} times");
+    assert!((2..=3).contains(&asked), "asked {asked} times in 20 minutes");
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(super) struct Attempt {
     stage: Stage,
     /// The way to this address is asked for again, to see whether it is still the one in use.
     checking: Option<SocketAddr>,
+    /// Questions about the name whose answers do not count any more: each gets one, in its own time.
+    outdated: u32,
 }
 
 enum Progress {
@@ -47,6 +49,7 @@ impl Attempt {
             progress: Progress::Over,
             stage: Stage::Resolve,
             checking: None,
+            outdated: 0,
         };
         attempt.begin(events, now);
         attempt
@@ -96,7 +99,11 @@ impl Attempt {
     /// has answered goes on.
     pub(super) fn network_changed(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
         match &self.progress {
-            Progress::Resolving(_) | Progress::Racing(_) => self.begin(events, cx.now),
+            Progress::Resolving(_) => {
+                self.outdated = self.outdated.saturating_add(1);
+                self.begin(events, cx.now);
+            }
+            Progress::Racing(_) => self.begin(events, cx.now),
             Progress::Negotiating { bound, .. } => {
                 self.checking = Some(bound.path.remote);
                 events.push_back(Event::Ask(Ask::Bind(bound.path.remote)));
@@ -119,6 +126,12 @@ impl Attempt {
         cx: &mut Cx<'_>,
     ) -> bool {
         match (&mut self.progress, answer) {
+            (Progress::Resolving(asked), Answer::Resolved { name, .. })
+                if asked == name && self.outdated > 0 =>
+            {
+                self.outdated -= 1;
+                true
+            }
             (Progress::Resolving(asked), Answer::Resolved { name, result }) if asked == name => {
                 self.resolved(result, events, cx);
                 true
@@ -213,9 +226,12 @@ impl Attempt {
                     return Some(Err(failure));
                 }
                 News::Up => {
-                    if let Progress::Negotiating { sa, bound } =
+                    if let Progress::Negotiating { sa, mut bound } =
                         std::mem::replace(&mut self.progress, Progress::Over)
                     {
+                        if let Some(established) = sa.established() {
+                            bound.path = established.path();
+                        }
                         return Some(Ok(Ready {
                             config: Arc::clone(&self.config),
                             sa,

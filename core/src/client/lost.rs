@@ -16,6 +16,9 @@ use crate::timer::{Instant, Timer};
 /// A gateway that ended the SA is left alone for so long.
 const AFTER_DELETE: Duration = Duration::from_secs(5);
 
+/// A gateway that refuses our credential is asked again so seldom that no account is locked for it.
+pub(super) const AFTER_REFUSAL: Duration = Duration::from_secs(900);
+
 pub(super) struct Lost {
     config: Arc<SaConfig>,
     pub(super) tunnel: TunnelConfig,
@@ -36,7 +39,10 @@ pub(super) struct Lost {
 impl Lost {
     /// An attempt that was under way beside the SA goes on.
     pub(super) fn new(up: Up, failure: Failure, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) -> Self {
-        let (config, tunnel, bound, beside, offline) = up.into_parts();
+        let (config, tunnel, bound, beside, offline, left) = up.into_parts();
+        // Nothing is expected any more on the ways that were left.
+        let left = left.into_iter().filter(|local| *local != bound.path.local);
+        events.extend(left.map(Event::Release));
         let why = match &failure.cause {
             _ if offline => Why::Offline,
             Cause::DeletedByGateway | Cause::EndedByGateway(_) | Cause::AuthenticationFailed => {
@@ -149,7 +155,11 @@ impl Client {
                 lost.attempt = None;
                 lost.failures += 1;
                 lost.failure = failure.clone();
-                lost.retry_at = now + back_off(lost.failures - 1, &mut self.io.rng);
+                let pause = back_off(lost.failures - 1, &mut self.io.rng);
+                lost.retry_at = match failure.cause {
+                    Cause::AuthenticationFailed if lost.failures > 1 => now + AFTER_REFUSAL,
+                    _ => now + pause,
+                };
                 let failures = lost.failures;
                 self.phase = Phase::Lost(lost);
                 if is_final(&failure, failures) {
@@ -164,6 +174,10 @@ impl Client {
     fn come_back(&mut self, lost: Lost, ready: Ready, now: Instant) {
         let Some(mut up) = Up::new(ready, now) else { return };
         let (from, to) = (lost.bound.path, up.bound.path);
+        up.was_up();
+        if from.local != to.local {
+            self.io.events.push_back(Event::Release(from.local));
+        }
         if up.tunnel == lost.tunnel {
             up.applied = true;
         } else {
@@ -179,13 +193,14 @@ impl Client {
 }
 
 /// Whether another attempt can only fail again, or do harm: a wrong password is not sent twice, because accounts are
-/// locked for that, and a credential that was refused is tried once more at most.
+/// locked for that. AUTHENTICATION_FAILED is not among these: it comes before the gateway has proven anything, and whoever
+/// is in the path must not be able to end a tunnel with it.
 pub(super) fn is_final(failure: &Failure, failures: u32) -> bool {
     match &failure.cause {
         Cause::Eap(EapError::Refused | EapError::MsChap { .. } | EapError::Credential(_))
         | Cause::Credential(_)
         | Cause::Host(_) => true,
-        Cause::AuthenticationFailed | Cause::Eap(EapError::TlsAlert(_)) => failures > 1,
+        Cause::Eap(EapError::TlsAlert(_)) => failures > 1,
         _ => false,
     }
 }

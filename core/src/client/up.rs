@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempt::{Attempt, Ready};
-use super::lost::{Lost, is_final};
+use super::lost::{AFTER_REFUSAL, Lost, is_final};
 use super::{Client, Phase, back_off, hinted_esp};
 use crate::command::{
     Answer, Ask, Bound, Cause, Event, Failure, Happening, Means, Path, Reconnect, Roam, Stage, Why,
@@ -17,6 +17,8 @@ use crate::plan::{Plan, TunnelConfig};
 use crate::profile::Host;
 use crate::timer::{Instant, Timer};
 
+/// Longer than any SA lives.
+const NEVER: Duration = Duration::from_secs(365 * 86_400);
 /// The path MTU to assume when the host knows none: Ethernet's.
 const DEFAULT_MTU: u16 = 1500;
 /// More addresses of the gateway than these are not looked for.
@@ -25,6 +27,8 @@ const MAX_REMOTES: usize = 8;
 const LINGER: Duration = Duration::from_secs(10);
 /// Without any network the SA is kept for so long.
 const OFFLINE_PATIENCE: Duration = Duration::from_secs(3600);
+/// Without any network the ways are asked for so often, should nobody tell that there is one.
+const SEARCH_AGAIN: Duration = Duration::from_secs(10);
 /// What came in so recently shows that the path is well, whatever the network says.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -34,6 +38,8 @@ pub(super) struct Up {
     pub(super) bound: Bound,
     pub(super) tunnel: TunnelConfig,
     pub(super) applied: bool,
+    /// It took over from an SA that was lost: the machine used the tunnel before.
+    was_up: bool,
     /// A fresh SA that is to take over.
     pub(super) beside: Option<Box<Beside>>,
     /// Why nothing goes through at present, if it seems so, and since when.
@@ -44,6 +50,8 @@ pub(super) struct Up {
     resolving: bool,
     /// The ways that are being asked for.
     search: Option<Search>,
+    /// When they were last asked for.
+    searched_at: Instant,
     /// The ways that were found last.
     ways: Vec<Bound>,
     /// Sockets of paths that were left, and until when they are read.
@@ -55,6 +63,8 @@ pub(super) struct Up {
 
 /// A fresh SA beside the one that is up.
 pub(super) struct Beside {
+    /// Another attempt can only fail again, for this reason.
+    refused: Option<Failure>,
     pub(super) why: Why,
     began: Instant,
     pub(super) failures: u32,
@@ -71,7 +81,7 @@ struct Search {
 }
 
 impl Up {
-    pub(super) fn new(ready: Ready, _now: Instant) -> Option<Self> {
+    pub(super) fn new(ready: Ready, now: Instant) -> Option<Self> {
         let Ready {
             config,
             sa,
@@ -86,11 +96,13 @@ impl Up {
             bound,
             tunnel,
             applied: false,
+            was_up: false,
             beside: None,
             trouble: None,
             addresses,
             resolving: false,
             search: None,
+            searched_at: now,
             left: Vec::new(),
             news: VecDeque::new(),
             changed: false,
@@ -107,7 +119,10 @@ impl Up {
         if let Some((Why::Offline, since)) = self.trouble {
             return left
                 .into_iter()
-                .chain([(since + OFFLINE_PATIENCE, Timer::Reconnect)])
+                .chain([
+                    (since + OFFLINE_PATIENCE, Timer::Reconnect),
+                    (self.searched_at + SEARCH_AGAIN, Timer::NextCandidate),
+                ])
                 .min();
         }
         let beside = self.beside.as_ref().and_then(|beside| match &beside.attempt {
@@ -131,6 +146,8 @@ impl Up {
                     stage: Stage::Apply,
                     cause: Cause::PeerDead,
                 }));
+            } else if now >= self.searched_at + SEARCH_AGAIN {
+                self.network_changed(events, cx);
             }
             return;
         }
@@ -180,7 +197,8 @@ impl Up {
     }
 
     /// The machine's networks may have changed: every way to the gateway is asked for anew.
-    pub(super) fn network_changed(&mut self, events: &mut VecDeque<Event>, _cx: &mut Cx<'_>) {
+    pub(super) fn network_changed(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        self.searched_at = cx.now;
         let pending = self.remotes();
         events.extend(pending.iter().map(|remote| Event::Ask(Ask::Bind(*remote))));
         self.search = Some(Search {
@@ -284,10 +302,13 @@ impl Up {
             )
         });
         let paths: Vec<Path> = ways.iter().map(|way| way.path).collect();
+        // What was left may be the way again.
+        self.left
+            .retain(|(local, _)| !paths.iter().any(|path| path.local == *local));
         self.ways = ways;
         if paths.first() == Some(&present) {
             if was_offline || cx.now >= established.last_heard() + FRESH {
-                established.check(cx);
+                established.check(was_offline, cx);
             }
             self.news.append(cx.news);
             if was_offline {
@@ -326,10 +347,15 @@ impl Up {
 
     /// A fresh SA is to be made beside this one, unless one is already.
     fn begin_beside(&mut self, why: Why, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
-        if self.beside.is_some() {
+        if let Some(beside) = &mut self.beside {
+            // Whoever has to be replaced in any case is not spared because it answers again.
+            if matches!(why, Why::AuthLifetime | Why::RekeyRefused) {
+                beside.why = why;
+            }
             return;
         }
         self.beside = Some(Box::new(Beside {
+            refused: None,
             why,
             began: cx.now,
             failures: 0,
@@ -391,9 +417,12 @@ impl Client {
                     beside.retry_at = now + back_off(beside.failures - 1, &mut self.io.rng);
                     up.changed = true;
                     tracing::info!(message = %failure.message(), "no fresh IKE SA beside this one yet");
-                    if up.trouble.is_some() && is_final(&failure, beside.failures) {
-                        self.phase = Phase::Up(up);
-                        return self.leave(Some(failure), None, now);
+                    if is_final(&failure, beside.failures) {
+                        // What is up is used for as long as it lasts.
+                        beside.retry_at = now + NEVER;
+                        beside.refused = Some(failure);
+                    } else if failure.cause == Cause::AuthenticationFailed {
+                        beside.retry_at = now + AFTER_REFUSAL;
                     }
                 }
             }
@@ -518,7 +547,12 @@ impl Client {
         if sa.spi().is_some() {
             self.retire(sa, now);
         }
-        if !up.applied {
+        let refused = up.beside.as_mut().and_then(|beside| beside.refused.take());
+        if let Some(refused) = refused {
+            self.phase = Phase::Up(up);
+            return self.leave(Some(refused), None, now);
+        }
+        if !up.applied && !up.was_up {
             // The machine never used it: the attempt has failed.
             self.phase = Phase::Up(up);
             return self.leave(Some(failure), None, now);
@@ -556,12 +590,27 @@ pub(super) fn tunnel_config(
 }
 
 impl Up {
-    /// What a tunnel that is lost keeps.
-    pub(super) fn into_parts(self) -> (Arc<SaConfig>, TunnelConfig, Bound, Option<Box<Beside>>, bool) {
+    /// The machine has used this tunnel before.
+    pub(super) fn was_up(&mut self) {
+        self.was_up = true;
+    }
+
+    /// What a tunnel that is lost keeps, and the sockets that were left.
+    pub(super) fn into_parts(self) -> Parts {
         let offline = self.is_offline();
-        (self.config, self.tunnel, self.bound, self.beside, offline)
+        let left = self.left.into_iter().map(|(local, _)| local).collect();
+        (self.config, self.tunnel, self.bound, self.beside, offline, left)
     }
 }
+
+type Parts = (
+    Arc<SaConfig>,
+    TunnelConfig,
+    Bound,
+    Option<Box<Beside>>,
+    bool,
+    Vec<SocketAddr>,
+);
 
 impl Beside {
     pub(super) fn into_attempt(self) -> (Why, Instant, u32, Option<Attempt>, VecDeque<News>) {

@@ -165,6 +165,15 @@ impl Channel {
         }
     }
 
+    /// What is unanswered is sent again at once and then in quick succession; it has waited as long as before.
+    pub(crate) fn ask_again(&mut self, cx: &mut Cx<'_>) {
+        if let Some(request) = &mut self.outstanding {
+            request.backoff.hurry(cx.now, cx.rng);
+            let again = request.messages.clone();
+            self.send(&again, cx);
+        }
+    }
+
     /// What was just asked is asked again soon: the network has just changed.
     pub(crate) fn be_quick(&mut self, cx: &mut Cx<'_>) {
         if let Some(request) = &mut self.outstanding {

@@ -19,6 +19,7 @@ const MAX: usize = 12;
 /// A Child SA and its place in life.
 pub(crate) struct Child {
     pub(crate) sa: ChildSa,
+    pub(super) made_at: Instant,
     /// When it shall be replaced for its age, or because a try failed.
     pub(crate) rekey_at: Instant,
     /// When it must not be used any longer.

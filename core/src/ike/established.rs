@@ -41,6 +41,8 @@ const MAX_SETBACKS: u8 = 12;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// An unprotected hint that the gateway does not know us is looked into at most this often.
 const HINT_EVERY: Duration = Duration::from_secs(30);
+/// A hint about a child counts where packets have been going out for so long without any coming in.
+const HINT_COUNTS: Duration = Duration::from_secs(3);
 /// The shortest lifetime of an authentication that we believe, so that a gateway cannot keep us busy.
 const SHORTEST_AUTH: Duration = Duration::from_secs(60);
 
@@ -187,6 +189,7 @@ impl Established {
         let rekey_at = cx.now + early(lifetime, cx.rng);
         Child {
             sa,
+            made_at: cx.now,
             rekey_at,
             expires_at: rekey_at + grace(lifetime),
             is_used_up: false,
@@ -416,6 +419,7 @@ impl Established {
     fn ask_liveness(&mut self, cx: &mut Cx<'_>) -> Result<(), End> {
         let (source, destination) = self.nat_payload_data(cx);
         let payloads = if self.mobility.is_supported() {
+            self.mobility.look();
             vec![
                 notify(NotifyType::NAT_DETECTION_SOURCE_IP, &source),
                 notify(NotifyType::NAT_DETECTION_DESTINATION_IP, &destination),
@@ -575,15 +579,15 @@ impl Established {
                     return self.deleted_by_gateway(payloads, cx);
                 }
                 Payload::Delete(delete) if delete.protocol == ProtocolId::ESP => {
-                    let found = delete
-                        .spis
-                        .iter()
-                        .filter_map(|spi| self.deleted_child(spi, cx.now));
+                    let found = delete.spis.iter().filter_map(|spi| self.deleted_child(spi, cx));
                     deleted.extend(found.collect::<Vec<_>>());
                 }
                 // The gateway has lost the child that we send with (RFC 7296, section 1.5).
+                // Its answer to a rekeying tells whether it has: nothing is changed on its word alone (section 2.21.4).
                 Payload::Notify(notify) if notify.kind == NotifyType::INVALID_SPI => {
-                    let _unpaired = self.deleted_child(notify.data, cx.now);
+                    if self.children.theirs(notify.data).is_some() {
+                        self.children.rekey_now(cx.now);
+                    }
                 }
                 Payload::Notify(notify) if notify.kind == NotifyType::AUTHENTICATION_FAILED => {
                     self.answer(opened, &[], cx);
@@ -611,7 +615,7 @@ impl Established {
 
     /// The gateway deletes the child that it receives on `spi`: our SPI of the pair, unless we are deleting it too
     /// (RFC 7296, section 2.25.1).
-    fn deleted_child(&mut self, spi: &[u8], now: Instant) -> Option<EspSpi> {
+    pub(super) fn deleted_child(&mut self, spi: &[u8], cx: &mut Cx<'_>) -> Option<EspSpi> {
         let Some(child) = self.children.theirs(spi) else {
             match &mut self.doing {
                 Doing::MakeChild(making) => making.note_deleted(spi),
@@ -620,10 +624,16 @@ impl Established {
             }
             return None;
         };
-        let inbound = child.sa.inbound_spi;
-        self.children.drain(inbound, now);
+        let (inbound, made_at) = (child.sa.inbound_spi, child.made_at);
+        self.children.drain(inbound, cx.now);
         if !self.children.is_alive() {
-            self.remake_at = self.remake_at.max(now);
+            // A gateway that deletes what it has just granted is not asked without end.
+            let at = if cx.now < made_at + LATER {
+                self.put_off(cx)
+            } else {
+                cx.now
+            };
+            self.remake_at = self.remake_at.max(at);
         }
         let ours_too = matches!(&self.doing, Doing::DeleteChildren(spis) if spis.contains(&inbound));
         (!ours_too).then_some(inbound)
@@ -674,7 +684,12 @@ impl Established {
         }
         self.hinted_at = Some(cx.now);
         match about {
-            Hint::ChildSa => self.children.rekey_now(cx.now),
+            // Only where our own packets have stayed without an answer for a while.
+            Hint::ChildSa => {
+                if self.unanswered.is_some_and(|since| cx.now >= since + HINT_COUNTS) {
+                    self.children.rekey_now(cx.now);
+                }
+            }
             // Asked at the next timeout, which is now.
             Hint::IkeSa if self.channel.is_free() => self.worry(cx.now),
             Hint::IkeSa if self.channel.transmissions() > 1 && !self.doubted => {
@@ -691,11 +706,14 @@ impl Established {
     }
 
     /// The machine woke, or its network changed in a way that left our path alone: ask at once, and again soon.
-    pub(crate) fn check(&mut self, cx: &mut Cx<'_>) {
+    ///
+    /// With `doubt` the answer is told.
+    pub(crate) fn check(&mut self, doubt: bool, cx: &mut Cx<'_>) {
+        self.doubted |= doubt;
         if self.channel.is_free() {
             self.worry(cx.now);
         } else {
-            self.channel.hurry(cx);
+            self.channel.ask_again(cx);
         }
     }
 
@@ -735,9 +753,15 @@ impl Established {
 
     fn end(self: Box<Self>, cx: &mut Cx<'_>) -> State {
         let until = cx.now + FAREWELL;
+        let mut this = self;
+        // The gateway has moved what is left to the SA that it made to replace this one.
+        if let Some(heir) = &mut this.heir {
+            heir.channel
+                .farewell(ExchangeType::INFORMATIONAL, &[delete_ike()], cx);
+        }
         let mut closing = Box::new(Closing {
-            channel: self.channel,
-            children: self.children,
+            channel: this.channel,
+            children: this.children,
             until,
             told: false,
         });

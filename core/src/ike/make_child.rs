@@ -330,6 +330,7 @@ impl Established {
             if let Some(old) = making.replaces.and_then(|old| self.children.ours(old)) {
                 old.state = ChildState::Condemned;
             }
+            self.setbacks = self.setbacks.saturating_add(1);
             self.remake_at = self.remake_at.max(cx.now);
             return Ok(());
         }
@@ -420,9 +421,12 @@ impl Established {
             }
             NotifyType::CHILD_SA_NOT_FOUND => {
                 // RFC 7296, section 2.25: what the gateway does not know is of no use to us either.
-                if let Some(spi) = making.replaces {
-                    self.children.drain(spi, cx.now);
-                    self.remake_at = cx.now;
+                match making.replaces {
+                    Some(spi) => {
+                        self.children.drain(spi, cx.now);
+                        self.remake_at = cx.now;
+                    }
+                    None => self.postpone(None, cx),
                 }
                 return Ok(());
             }
@@ -469,7 +473,8 @@ impl Established {
         let refusal = match rekeyed {
             Some(notify) => self.refuse_rekey(notify),
             // What we have is what we want; but a gateway may be quicker than we to replace a child that is gone.
-            None if self.children.is_alive() || self.is_replacing() => Some(NotifyType::NO_ADDITIONAL_SAS),
+            None if self.is_replacing() => Some(NotifyType::TEMPORARY_FAILURE),
+            None if self.children.is_alive() => Some(NotifyType::NO_ADDITIONAL_SAS),
             None => None,
         };
         if let Some(error) = refusal {

@@ -42,6 +42,8 @@ pub(crate) struct Mobility {
     moving: Option<Moving>,
     /// The hash of our address and port as the gateway last saw them, on the present IKE SA.
     mapping: Option<[u8; 20]>,
+    /// The gateway was asked how it sees us, on the present IKE SA.
+    looked: bool,
     /// The keepalive's pace: longer while the mapping is seen to survive.
     gap: Duration,
     longest_gap: Duration,
@@ -75,6 +77,7 @@ impl Mobility {
             changes: 0,
             moving: None,
             mapping: None,
+            looked: false,
             gap: SHORTEST_GAP,
             longest_gap: LONGEST_GAP,
         };
@@ -118,12 +121,18 @@ impl Mobility {
 
     /// When to ask for the first time how the gateway sees us: there must be something to compare with.
     pub(super) fn first_look_at(&self, since: Instant) -> Option<Instant> {
-        (self.supported && self.mapping.is_none()).then(|| since + FIRST_LOOK)
+        (self.supported && !self.looked).then(|| since + FIRST_LOOK)
+    }
+
+    /// The gateway is asked how it sees us.
+    pub(super) fn look(&mut self) {
+        self.looked = true;
     }
 
     /// Another IKE SA is the present one; an update that was asked on the old one is asked again.
     pub(super) fn renewed(&mut self, was_updating: bool) {
         self.mapping = None;
+        self.looked = false;
         self.wants_update |= was_updating;
     }
 
@@ -297,8 +306,12 @@ impl Established {
             self.refused(update.path, cx);
             return Ok(());
         }
-        self.nat = Nat::detect(payloads, self.channel.spis, update.path.local, update.path.remote);
-        self.mobility.mapping = mapping(payloads);
+        // An answer without NAT detection says nothing new: what was behind a NAT needs its keepalives.
+        if let Some(seen) = mapping(payloads) {
+            let path = update.path;
+            self.nat = Nat::detect(payloads, self.channel.spis, path.local, path.remote);
+            self.mobility.mapping = Some(seen);
+        }
         if let Some(moving) = self.mobility.moving.take() {
             cx.news.push_back(News::Roamed(Roam {
                 from: moving.from,

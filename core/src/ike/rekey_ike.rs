@@ -17,7 +17,7 @@ use crate::proposal::{self, IkeProposal, IkeSuite};
 use crate::rng::Rng;
 use crate::timer::Instant;
 use crate::wire::iana::{ExchangeType, KeMethod, NotifyType, ProtocolId};
-use crate::wire::{Header, IkeSpi, Ke, Payload, Proposal};
+use crate::wire::{Delete, Header, IkeSpi, Ke, Payload, Proposal};
 
 /// How long the gateway has to delete an IKE SA that it has replaced, or to confirm our Delete of one.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -54,8 +54,8 @@ pub(super) struct Old {
     pub(super) channel: Channel,
     fate: Fate,
     until: Instant,
-    /// Our own rekeying of it, unanswered when the gateway's took effect: what comes of it is one too many.
-    rekeying: Option<Box<RekeyIke>>,
+    /// Our own rekeying of it, unanswered when the gateway's took effect, and the lower nonce of the gateway's.
+    rekeying: Option<(Box<RekeyIke>, Vec<u8>)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -454,7 +454,7 @@ impl Established {
         };
         let old_spi = self.own_spi().to_string();
         let late = cx.now >= heir.until;
-        let suite = heir.suite;
+        let (suite, lowest) = (heir.suite, heir.lowest);
         let rekeying = match std::mem::replace(&mut self.doing, Doing::Nothing) {
             Doing::RekeyIke(rekeying) => Some(rekeying),
             other => {
@@ -474,7 +474,7 @@ impl Established {
         };
         self.bury(old, fate, cx);
         if let Some(old) = self.old.last_mut().filter(|_| fate != Fate::Gone) {
-            old.rekeying = rekeying;
+            old.rekeying = rekeying.map(|rekeying| (rekeying, lowest));
         }
         self.setbacks = 0;
         cx.news.push_back(News::Rekeyed(Rekey {
@@ -521,17 +521,27 @@ impl Established {
             return;
         };
         if opened.header.flags.response {
-            if let Some(rekeying) = old.rekeying.take() {
-                // Of the two new SAs ours is the one too many, and ours to delete.
+            if let Some((rekeying, rival)) = old.rekeying.take() {
                 let made = opened.payloads().ok().and_then(|payloads| {
                     let answer = rekeying.read_answer(&old.channel, &payloads).ok()?;
                     // With additional key exchanges there is nothing yet.
                     let is_made = answer.suite.additional.methods().next().is_none();
-                    is_made.then(|| answer.make(&old.channel, cx.now).ok())?
+                    let channel = is_made.then(|| answer.make(&old.channel, cx.now).ok())??;
+                    Some((channel, answer.suite, answer.nonces.lowest() < rival.as_slice()))
                 });
-                old.tell(cx);
-                if let Some(channel) = made {
-                    self.bury(channel, Fate::Ours, cx);
+                // Of the two new SAs the one with the lowest nonce is one too many, and its initiator's to delete.
+                match made {
+                    Some((channel, _, true)) => {
+                        old.tell(cx);
+                        self.bury(channel, Fate::Ours, cx);
+                    }
+                    Some((channel, suite, false)) => {
+                        old.fate = Fate::Ours;
+                        old.tell(cx);
+                        let redundant = self.take_over(channel, suite, cx);
+                        self.bury(redundant, Fate::Theirs, cx);
+                    }
+                    None => old.tell(cx),
                 }
                 return;
             }
@@ -542,18 +552,33 @@ impl Established {
             old.tell(cx);
             return;
         }
-        let deletes = opened.payloads().is_ok_and(|payloads| {
-            payloads.iter().any(
-                |payload| matches!(payload, Payload::Delete(delete) if delete.protocol == ProtocolId::IKE),
-            )
-        });
-        // RFC 7296, section 2.25.2: what we are closing, or have replaced, is not rekeyed again.
-        let refusal = [notify(NotifyType::TEMPORARY_FAILURE, &[])];
-        let payloads: &[Payload<'_>] = match opened.header.exchange {
-            ExchangeType::CREATE_CHILD_SA => &refusal,
-            _ => &[],
+        let payloads = opened.payloads().unwrap_or_default();
+        let (mut deletes, mut children) = (false, Vec::new());
+        for payload in &payloads {
+            let Payload::Delete(delete) = payload else {
+                continue;
+            };
+            deletes |= delete.protocol == ProtocolId::IKE;
+            // Children belong to whichever IKE SA is the present one (RFC 7296, section 2.25.2).
+            let spis = delete.spis.iter().filter(|_| delete.protocol == ProtocolId::ESP);
+            let found = spis.filter_map(|spi| self.deleted_child(spi, cx));
+            children.extend(found.map(|spi| spi.0.to_be_bytes()));
+        }
+        let mut reply = Vec::new();
+        if opened.header.exchange == ExchangeType::CREATE_CHILD_SA {
+            // What we are closing, or have replaced, is not rekeyed again.
+            reply.push(notify(NotifyType::TEMPORARY_FAILURE, &[]));
+        }
+        if !children.is_empty() {
+            reply.push(Payload::Delete(Delete {
+                protocol: ProtocolId::ESP,
+                spis: children.iter().map(<[u8; 4]>::as_slice).collect(),
+            }));
+        }
+        let Some(old) = self.old.iter_mut().find(|old| old.channel.is_for(header)) else {
+            return;
         };
-        let _ = old.channel.respond(&opened, payloads, cx);
+        let _ = old.channel.respond(&opened, &reply, cx);
         if deletes {
             old.channel.forget_request();
             old.fate = Fate::Gone;

@@ -35,6 +35,15 @@ impl Backoff {
         Self::waiting(FIRST_QUICK_WAIT, LONGEST_QUICK_WAIT, now, rng)
     }
 
+    /// From now on in quick succession, for what has waited since it was first sent.
+    pub(crate) fn hurry(&mut self, now: Instant, rng: &mut Rng) {
+        *self = Self {
+            started: self.started,
+            transmissions: self.transmissions.saturating_add(1),
+            ..Self::quick(now, rng)
+        };
+    }
+
     fn waiting(wait: Duration, longest: Duration, now: Instant, rng: &mut Rng) -> Self {
         Self {
             started: now,

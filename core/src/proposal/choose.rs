@@ -129,16 +129,19 @@ pub fn choose_ike(
     sent: KeMethod,
     offer: &[wire::Proposal<'_>],
 ) -> Option<Chosen<IkeSuite, IkeSpi>> {
-    let methods: Vec<KeMethod> = ours.iter().flat_map(IkeProposal::key_exchanges).collect();
-    let in_use = IkeProposal {
-        transforms: [
-            cipher_transforms(&present.cipher),
-            vec![plain(TransformType::PRF, present.prf.id().0)],
-            key_exchange_transforms(&methods),
-        ]
-        .concat(),
-    };
-    for mine in std::iter::once(&in_use).chain(ours) {
+    let in_use = [
+        cipher_transforms(&present.cipher),
+        vec![plain(TransformType::PRF, present.prf.id().0)],
+    ]
+    .concat();
+    let is_key_exchange = |t: &&Transform| t.kind == TransformType::KE || is_additional(t);
+    let in_use = ours.iter().filter(|mine| mine.offers(present)).map(|mine| {
+        let key_exchanges = mine.transforms.iter().filter(is_key_exchange);
+        IkeProposal {
+            transforms: in_use.iter().chain(key_exchanges).copied().collect(),
+        }
+    });
+    for mine in in_use.chain(ours.iter().cloned()) {
         for theirs in offer.iter().filter(|theirs| theirs.protocol == ProtocolId::IKE) {
             let Ok(spi) = <[u8; 8]>::try_from(&*theirs.spi) else {
                 continue;

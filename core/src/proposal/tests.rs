@@ -619,21 +619,33 @@ fn refusals_read_as_sentences() {
 
 /// A gateway may offer additional key exchanges when it rekeys; ours has none yet (IKE_FOLLOWUP_KE).
 #[test]
-fn rekeying_chooses_what_needs_no_additional_key_exchange() {
+fn rekeying_takes_additional_key_exchanges_where_both_have_them() {
     let with = ike("aes256gcm16-prfsha384-x25519-ke1_mlkem768").to_wire(1, &[7; 8]);
     let without = ike("aes256gcm16-prfsha384-x25519").to_wire(2, &[7; 8]);
-    let optional = ike("aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke1_none").to_wire(1, &[7; 8]);
     let answer = ike_answer(2, "aes256gcm16-prfsha384-x25519");
     let present = select_ike(&default_ike(), &answer).unwrap();
-    let choose =
-        |offer: &[wire::Proposal<'_>]| choose_ike(&default_ike(), &present, KeMethod::CURVE25519, offer);
-    let chosen = choose(&[with.clone(), without]).unwrap();
-    assert_eq!(
-        (chosen.number, chosen.suite.to_string()),
-        (2, "aes256gcm16-prfsha384-x25519".into())
-    );
-    assert_eq!(choose(&[with]), None);
-    let chosen = choose(&[optional]).unwrap();
+    let choose = |ours: &[IkeProposal], offer: &[wire::Proposal<'_>]| {
+        choose_ike(ours, &present, KeMethod::CURVE25519, offer)
+    };
+    for offer in [&[with.clone(), without.clone()][..], &[with.clone()]] {
+        let chosen = choose(&default_ike(), offer).unwrap();
+        assert_eq!(
+            (chosen.number, chosen.suite.to_string()),
+            (1, "aes256gcm16-prfsha384-x25519-ke1_mlkem768".into())
+        );
+        let wire = chosen.to_wire(wire::IkeSpi([9; 8]));
+        let added = wire.transforms.iter().find(|t| t.kind == TransformType::ADDKE1);
+        assert_eq!(added.map(|t| t.id), Some(KeMethod::ML_KEM_768.0));
+    }
+    let chosen = choose(&default_ike(), std::slice::from_ref(&without)).unwrap();
+    assert_eq!(chosen.suite.to_string(), "aes256gcm16-prfsha384-x25519");
+    // Who insists on it takes nothing less, and who does not have it takes NONE or nothing.
+    let insisting = [ike("aes256gcm16-prfsha384-x25519-ke1_mlkem768")];
+    assert_eq!(choose(&insisting, &[without]), None);
+    let plain = [ike("aes256gcm16-prfsha384-x25519")];
+    assert_eq!(choose(&plain, &[with]), None);
+    let optional = ike("aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke1_none").to_wire(1, &[7; 8]);
+    let chosen = choose(&plain, &[optional]).unwrap();
     assert_eq!(chosen.suite.to_string(), "aes256gcm16-prfsha384-x25519");
     let wire = chosen.to_wire(wire::IkeSpi([9; 8]));
     let none = wire.transforms.iter().find(|t| t.kind == TransformType::ADDKE1);
@@ -642,16 +654,31 @@ fn rekeying_chooses_what_needs_no_additional_key_exchange() {
     let present = select_esp(&default_esp(), &esp_answer(2, "aes256gcm16-esn-x25519"), true);
     let (present, _) = present.unwrap();
     let offer = |number, text: &str| esp(text).to_wire(number, EspSpi(0xc0de_0001), true);
-    let choose = |offer: &[wire::Proposal<'_>]| {
-        choose_esp(&default_esp(), &present, Some(KeMethod::CURVE25519), false, offer)
+    let choose = |offer: &[wire::Proposal<'_>], pfs| {
+        choose_esp(&default_esp(), &present, Some(KeMethod::CURVE25519), pfs, offer)
     };
     let with = offer(1, "aes256gcm16-esn-x25519-ke1_mlkem768");
-    let chosen = choose(&[with.clone(), offer(2, "aes256gcm16-esn-x25519")]).unwrap();
+    let chosen = choose(&[with, offer(2, "aes256gcm16-esn-x25519")], false).unwrap();
     assert_eq!(
         (chosen.number, chosen.suite.to_string()),
-        (2, "aes256gcm16-x25519-esn".into())
+        (1, "aes256gcm16-x25519-ke1_mlkem768-esn".into())
     );
-    assert_eq!(choose(&[with]), None);
+    // Perfect forward secrecy that is required is not given up for NONE.
+    let mut none = offer(1, "aes256gcm16-esn");
+    none.transforms
+        .push(wire::Transform::new(TransformType::KE, KeMethod::NONE.0, None));
+    assert!(choose(std::slice::from_ref(&none), false).is_some());
+    assert_eq!(choose(&[none], true), None);
+    // What our profile does not name is not taken because the gateway sent it.
+    let modp = offer(1, "aes256gcm16-esn-modp1024");
+    let chosen = choose_esp(
+        &default_esp(),
+        &present,
+        Some(KeMethod::MODP_1024),
+        false,
+        &[modp],
+    );
+    assert_eq!(chosen, None);
 }
 
 /// strongSwan makes wrong keys when the PRF changes, and it offers its own order of preference, not what is in use.
