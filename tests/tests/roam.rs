@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use peregrine_core::command::{Cause, Happening, Means, State, Why};
+use peregrine_core::command::{Cause, Happening, Means, RekeyKind, State, Why};
 use peregrine_core::profile::{AuthKind, Host, Profile};
 use peregrine_core::wire::iana::NotifyType;
 use peregrine_tests::cast::{Cast, packet};
@@ -192,6 +192,41 @@ fn a_nat_that_forgets_is_noticed_within_one_keepalive() {
 }
 
 #[test]
+fn a_nat_that_forgets_while_the_ike_sa_is_replaced_is_noticed_too() {
+    for by_gateway in [false, true] {
+        let mut world = connected(20, |_, _| ());
+        world.run(30 * SECOND);
+        world.rebind_nat();
+        // What we ask along the new mapping is answered there; the packets of the tunnel still go to the old one.
+        world.rekey(RekeyKind::IkeSa);
+        if by_gateway {
+            world.run(SECOND);
+            world.rebind_nat();
+            world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+            world.gateway_does(|gateway, now| gateway.rekey_ike(now));
+        }
+        let took = gap(&mut world, 60 * SECOND);
+        assert!(took <= 30 * SECOND, "by the gateway: {by_gateway}, {took:?}");
+        assert!(reconnects(&world).is_empty());
+    }
+}
+
+#[test]
+fn the_sa_that_was_replaced_is_deleted_although_something_was_unanswered() {
+    for silent in 9..28 {
+        let mut world = connected(21, |config, _| config.unique = Unique::Keep);
+        world.gateway.silent = true;
+        world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+        world.run((10 + silent) * SECOND);
+        world.gateway.silent = false;
+        let connected = world.run_until(60 * SECOND, |world| world.status().state == State::Connected);
+        assert!(connected, "{silent} s");
+        world.run(SECOND);
+        assert_eq!(world.gateway.sas(), 1, "{silent} s");
+    }
+}
+
+#[test]
 fn no_keepalives_while_packets_come_in() {
     let mut world = connected(6, |_, _| ());
     world.run(30 * SECOND);
@@ -249,6 +284,23 @@ fn no_network_for_a_while() {
             assert_eq!(world.status().state, State::Connected, "{away} s");
             assert_eq!(world.plans.len(), 1, "{away} s");
         }
+    }
+}
+
+#[test]
+fn back_in_the_same_network_the_tunnel_is_said_to_work_as_soon_as_it_does() {
+    for mobike in [true, false] {
+        let mut world = connected(19, |config, _| config.mobike = mobike);
+        for _ in 0..3 {
+            world.go_offline();
+            world.run(5 * SECOND);
+            assert_eq!(world.status().state, State::Reconnecting);
+            world.move_to(wifi());
+            world.run(SECOND);
+            assert_eq!(world.status().state, State::Connected, "MOBIKE: {mobike}");
+        }
+        assert!(reconnects(&world).is_empty());
+        assert!(world.ends_agree());
     }
 }
 

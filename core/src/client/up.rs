@@ -308,7 +308,7 @@ impl Up {
         self.ways = ways;
         if paths.first() == Some(&present) {
             if was_offline || cx.now >= established.last_heard() + FRESH {
-                established.check(was_offline, cx);
+                established.check(cx);
             }
             self.news.append(cx.news);
             if was_offline {

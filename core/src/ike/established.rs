@@ -86,6 +86,8 @@ pub(crate) struct Established {
     unanswered: Option<Instant>,
     hinted_at: Option<Instant>,
     doubted: bool,
+    /// The machine came back to its network or woke: that the gateway answers is news.
+    checking: bool,
     renewal_told: bool,
 }
 
@@ -171,6 +173,7 @@ impl Established {
             unanswered: None,
             hinted_at: None,
             doubted: false,
+            checking: false,
             renewal_told: false,
         };
         let mut child = sa.new_child(child, cx);
@@ -497,7 +500,7 @@ impl Established {
             return self.serve(opened, cx);
         }
         self.answered_along(opened.path);
-        if std::mem::take(&mut self.doubted) {
+        if std::mem::take(&mut self.doubted) | std::mem::take(&mut self.checking) {
             cx.news.push_back(News::Trust);
         }
         let payloads = opened
@@ -706,10 +709,8 @@ impl Established {
     }
 
     /// The machine woke, or its network changed in a way that left our path alone: ask at once, and again soon.
-    ///
-    /// With `doubt` the answer is told.
-    pub(crate) fn check(&mut self, doubt: bool, cx: &mut Cx<'_>) {
-        self.doubted |= doubt;
+    pub(crate) fn check(&mut self, cx: &mut Cx<'_>) {
+        self.checking = true;
         if self.channel.is_free() {
             self.worry(cx.now);
         } else {
@@ -765,6 +766,8 @@ impl Established {
             until,
             told: false,
         });
+        // What is unanswered stands before the Delete, and there is little time for both.
+        closing.channel.hurry(cx);
         closing.tell(cx);
         State::Closing(closing)
     }

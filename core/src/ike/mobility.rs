@@ -129,11 +129,13 @@ impl Mobility {
         self.looked = true;
     }
 
-    /// Another IKE SA is the present one; an update that was asked on the old one is asked again.
-    pub(super) fn renewed(&mut self, was_updating: bool) {
+    /// Another IKE SA is the present one. An update that was asked on the old one is asked again; and behind a NAT one is
+    /// due, because the hash of our address on the new one has nothing to be compared with: the mapping may have changed
+    /// since the old one's.
+    pub(super) fn renewed(&mut self, wants_update: bool) {
         self.mapping = None;
         self.looked = false;
-        self.wants_update |= was_updating;
+        self.wants_update |= wants_update;
     }
 
     /// The list in a message replaces the one before (RFC 4555, section 3.6).

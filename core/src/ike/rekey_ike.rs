@@ -499,7 +499,8 @@ impl Established {
         self.made_at = cx.now;
         // What was asked on the old one is asked again on the new one, if it is still wanted.
         let doing = std::mem::replace(&mut self.doing, Doing::Nothing);
-        self.mobility.renewed(matches!(doing, Doing::Update(_)));
+        self.mobility
+            .renewed(matches!(doing, Doing::Update(_)) || self.nat.local);
         std::mem::replace(&mut self.channel, channel)
     }
 
