@@ -46,6 +46,10 @@ pub struct World {
     pub received: Vec<Vec<u8>>,
     /// Every datagram of the client's: when, whither, what.
     pub sent: Vec<(Instant, Path, Vec<u8>)>,
+    /// The most timeouts that the client had at one instant.
+    pub busiest: u32,
+    /// How many there were at which instant last.
+    timeouts: (Instant, u32),
     queue: BinaryHeap<Reverse<(Instant, u64, Delivery)>>,
     serial: u64,
 }
@@ -99,6 +103,8 @@ impl World {
             happenings: Vec::new(),
             received: Vec::new(),
             sent: Vec::new(),
+            busiest: 0,
+            timeouts: (now, 0),
             queue: BinaryHeap::new(),
             serial: 0,
         }
@@ -298,6 +304,9 @@ impl World {
         if let Some((due, _)) = self.client.poll_timeout()
             && due <= self.now
         {
+            let (last, count) = self.timeouts;
+            self.timeouts = (self.now, if last == self.now { count + 1 } else { 1 });
+            self.busiest = self.busiest.max(self.timeouts.1);
             self.client.handle_timeout(self.now);
             self.drain();
             return;
