@@ -305,6 +305,37 @@ fn back_in_the_same_network_the_tunnel_is_said_to_work_as_soon_as_it_does() {
 }
 
 #[test]
+fn back_while_the_gateway_replaces_the_ike_sa_the_tunnel_is_said_to_work_too() {
+    for away in 1..10 {
+        let mut world = connected(22, |_, _| ());
+        world.gateway_does(|gateway, now| gateway.rekey_ike(now));
+        world.run(12 * MS);
+        world.go_offline();
+        world.run(away * SECOND);
+        world.move_to(wifi());
+        let begun = world.now;
+        while world.now.since(begun) < 35 * SECOND {
+            world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+            world.run(SECOND);
+        }
+        assert_eq!(world.status().state, State::Connected, "{away} s");
+        assert!(reconnects(&world).is_empty(), "{away} s");
+    }
+}
+
+#[test]
+fn a_nat_that_forgets_before_the_first_look_is_noticed_by_the_silence() {
+    let mut world = connected(23, |_, _| ());
+    world.gateway_does(|gateway, now| gateway.delete_ike(now));
+    let back = |world: &World| world.status().state == State::Connected;
+    world.run_until(SECOND, |world| !back(world));
+    assert!(world.run_until(20 * SECOND, back));
+    world.rebind_nat();
+    let took = gap(&mut world, 30 * SECOND);
+    assert!(took <= 12 * SECOND, "{took:?}");
+}
+
+#[test]
 fn sleep_from_ten_seconds_to_a_week() {
     for asleep in [10, 600, 43_200, 7 * 86_400] {
         for elsewhere in [false, true] {

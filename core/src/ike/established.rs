@@ -88,6 +88,8 @@ pub(crate) struct Established {
     doubted: bool,
     /// The machine came back to its network or woke: that the gateway answers is news.
     checking: bool,
+    /// A packet came in since the present IKE SA was made, or the gateway was told anew where we are.
+    pub(super) is_reached: bool,
     renewal_told: bool,
 }
 
@@ -174,6 +176,7 @@ impl Established {
             hinted_at: None,
             doubted: false,
             checking: false,
+            is_reached: false,
             renewal_told: false,
         };
         let mut child = sa.new_child(child, cx);
@@ -252,6 +255,7 @@ impl Established {
         {
             self.channel.last_in = now;
             self.unanswered = None;
+            self.is_reached = true;
         }
         opened
     }
@@ -324,6 +328,7 @@ impl Established {
             self.mobility
                 .first_look_at(self.made_at)
                 .filter(|_| self.nat.local),
+            self.checking.then_some(self.made_at),
         ];
         reasons.into_iter().flatten().fold(idle, Instant::min)
     }
@@ -413,6 +418,11 @@ impl Established {
             return self.make_child(Some(spi), cx);
         }
         if cx.now >= self.liveness_at() {
+            // No packet ever came in: a NAT's mapping may have changed before there was one to compare with.
+            let is_lost = self.unanswered.is_some() && self.nat.local && self.mobility.is_supported();
+            if is_lost && !std::mem::replace(&mut self.is_reached, true) {
+                return self.send_update(cx);
+            }
             return self.ask_liveness(cx);
         }
         Ok(())
@@ -711,11 +721,8 @@ impl Established {
     /// The machine woke, or its network changed in a way that left our path alone: ask at once, and again soon.
     pub(crate) fn check(&mut self, cx: &mut Cx<'_>) {
         self.checking = true;
-        if self.channel.is_free() {
-            self.worry(cx.now);
-        } else {
-            self.channel.ask_again(cx);
-        }
+        // When the window is free, the question is due at the next timeout, which is now.
+        self.channel.ask_again(cx);
     }
 
     /// An SA is to be replaced before its time.
