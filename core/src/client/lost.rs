@@ -16,8 +16,16 @@ use crate::timer::{Instant, Timer};
 /// A gateway that ended the SA is left alone for so long.
 const AFTER_DELETE: Duration = Duration::from_secs(5);
 
-/// A gateway that refuses our credential is asked again so seldom that no account is locked for it.
-pub(super) const AFTER_REFUSAL: Duration = Duration::from_secs(900);
+/// The pause after a gateway has refused our credential again: a minute, doubled each time up to a quarter of an hour.
+/// The first refusal may have been a damaged message.
+pub(super) fn after_refusal(refusals: u32) -> Duration {
+    const FIRST: Duration = Duration::from_secs(60);
+    const LONGEST: Duration = Duration::from_secs(900);
+    match refusals {
+        0 | 1 => Duration::ZERO,
+        again => FIRST.saturating_mul(1 << (again - 2).min(8)).min(LONGEST),
+    }
+}
 
 pub(super) struct Lost {
     config: Arc<SaConfig>,
@@ -27,6 +35,8 @@ pub(super) struct Lost {
     pub(super) why: Why,
     began: Instant,
     pub(super) failures: u32,
+    /// How many of them were refusals of our credential.
+    refusals: u32,
     /// Why the last attempt failed, or why the SA is gone.
     pub(super) failure: Failure,
     /// None while the next attempt is waited for.
@@ -64,6 +74,7 @@ impl Lost {
             why,
             began: cx.now,
             failures: 0,
+            refusals: 0,
             failure,
             attempt: None,
             retry_at: cx.now + wait,
@@ -77,6 +88,10 @@ impl Lost {
                 lost.failures = failures;
                 lost.attempt = attempt;
                 lost.news = news;
+                // The end of what had to be replaced was expected: there is nothing to wait for.
+                if lost.attempt.is_none() && matches!(why, Why::AuthLifetime | Why::RekeyRefused) {
+                    lost.begin(events, cx);
+                }
             }
             None if wait.is_zero() => lost.begin(events, cx),
             None => {}
@@ -155,11 +170,13 @@ impl Client {
                 lost.attempt = None;
                 lost.failures += 1;
                 lost.failure = failure.clone();
+                lost.refusals += u32::from(failure.cause == Cause::AuthenticationFailed);
                 let pause = back_off(lost.failures - 1, &mut self.io.rng);
-                lost.retry_at = match failure.cause {
-                    Cause::AuthenticationFailed if lost.failures > 1 => now + AFTER_REFUSAL,
-                    _ => now + pause,
-                };
+                lost.retry_at = now
+                    + match failure.cause {
+                        Cause::AuthenticationFailed => pause.max(after_refusal(lost.refusals)),
+                        _ => pause,
+                    };
                 let failures = lost.failures;
                 self.phase = Phase::Lost(lost);
                 if is_final(&failure, failures) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempt::{Attempt, Ready};
-use super::lost::{AFTER_REFUSAL, Lost, is_final};
+use super::lost::{Lost, after_refusal, is_final};
 use super::{Client, Phase, back_off, hinted_esp};
 use crate::command::{
     Answer, Ask, Bound, Cause, Event, Failure, Happening, Means, Path, Reconnect, Roam, Stage, Why,
@@ -422,7 +422,8 @@ impl Client {
                         beside.retry_at = now + NEVER;
                         beside.refused = Some(failure);
                     } else if failure.cause == Cause::AuthenticationFailed {
-                        beside.retry_at = now + AFTER_REFUSAL;
+                        let pause = after_refusal(beside.failures);
+                        beside.retry_at = beside.retry_at.max(now + pause);
                     }
                 }
             }

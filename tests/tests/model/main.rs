@@ -335,8 +335,9 @@ impl Story {
             world.client_sa_set(),
             world.gateway.sa_set()
         );
-        // A gateway that deletes SAs as they come of age may do so just now.
-        let goes_through = (0..20).any(|_| self.goes_through());
+        // A gateway that deletes SAs as they come of age may do so just now, while the client pauses after attempts that
+        // the faults made fail: for a minute and a tenth at most.
+        let goes_through = (0..90).any(|_| self.goes_through());
         assert!(goes_through, "packets do not go through, or only one way");
         Some(took)
     }
