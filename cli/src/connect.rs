@@ -154,6 +154,12 @@ async fn follow(
                 }
                 Notice::Traffic(traffic) => output.traffic(&traffic),
                 Notice::Happened(happening) => output.happened(&happening),
+                Notice::Prompt(prompt) => {
+                    // Nobody can be asked yet.
+                    if let Some(commands) = &commands {
+                        let _queued = commands.try_send(Command::Reply(prompt.id, None));
+                    }
+                }
             },
             _ = interrupt.recv() => commands = end(commands, &mut ending, Ending::Asked)?,
             _ = terminate.recv() => commands = end(commands, &mut ending, Ending::Asked)?,
@@ -172,6 +178,7 @@ async fn follow(
             }
             Notice::Traffic(traffic) => output.traffic(&traffic),
             Notice::Happened(happening) => output.happened(&happening),
+            Notice::Prompt(_) => {}
         }
     }
     let stage = output.progress.stage().unwrap_or(Stage::Resolve);

@@ -48,6 +48,8 @@ impl From<&Failure> for Exit {
             | Cause::Sha1Only
             | Cause::CertificateForPsk(_)
             | Cause::EapKeyMismatch
+            | Cause::Unanswered(_)
+            | Cause::OneRoundOnly
             | Cause::GatewayUnproven
             | Cause::AuthenticationFailed
             | Cause::PpkNotUsed

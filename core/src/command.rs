@@ -7,6 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use crate::crypto::Secret;
+pub use crate::eap::PromptKind;
 pub use crate::failure::{Cause, Failure, HostFault, Phase, Side};
 use crate::plan::{Dns, Plan};
 use crate::profile::{Credentials, Profile};
@@ -21,6 +23,25 @@ pub enum Command {
     Disconnect,
     /// Replace an SA of the tunnel that is up, as soon as nothing else is under way.
     Rekey(RekeyKind),
+    /// The user's answer to a [`Prompt`], or that there will be none. One that nobody waits for any more is ignored.
+    Reply(PromptId, Option<Secret>),
+}
+
+/// Which question an answer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PromptId(pub u32);
+
+/// A question to the user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Prompt {
+    /// Which question it is.
+    pub id: PromptId,
+    /// What kind of answer is expected.
+    pub kind: PromptKind,
+    /// The name of the profile that is being connected.
+    pub profile: String,
+    /// The gateway's own words, or its EAP server's, if it has any: one line, harmless to show, and not to be trusted.
+    pub message: Option<String>,
 }
 
 /// Two ends of a UDP flow.
@@ -52,6 +73,8 @@ pub enum Ask {
     /// port of its own. Sockets on earlier ways stay open and are read until [`Event::Release`] names them or nothing
     /// is up any more.
     Bind(SocketAddr),
+    /// A question to the user. The client waits three minutes for the answer.
+    Prompt(Prompt),
 }
 
 /// The host's answer to an [`Ask`] or to an [`Event::Plan`].
@@ -66,6 +89,8 @@ pub enum Answer {
     },
     /// The socket for the address asked for, and what the host knows of the way there.
     Bound(SocketAddr, Result<Bound, HostFault>),
+    /// The user's answer to a prompt, or none if there will be none.
+    Reply(PromptId, Option<Secret>),
     /// The latest plan is what the machine now is, or why it cannot be. `interface` is the tunnel device's name.
     Applied(Result<Option<String>, HostFault>),
 }

@@ -6,7 +6,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use crate::command::Stage;
-use crate::eap::EapError;
+use crate::eap::{EapError, PromptKind};
 use crate::pki::CertError;
 use crate::wire::iana::{AuthMethod, EapType, KeMethod, NotifyType};
 
@@ -97,6 +97,10 @@ pub enum Cause {
     CertificateForPsk(AuthMethod),
     /// The gateway does not hold the key that EAP agreed on with its server.
     EapKeyMismatch,
+    /// The gateway asked something while connecting, and nobody answered.
+    Unanswered(PromptKind),
+    /// The gateway lets a client authenticate once only, but the profile has two methods (RFC 4739).
+    OneRoundOnly,
     /// The gateway wanted its EAP round before proving its identity.
     GatewayUnproven,
     /// The gateway refused our authentication (AUTHENTICATION_FAILED).
@@ -210,6 +214,8 @@ impl Failure {
                 "gateway_auth_method_not_allowed"
             }
             Cause::EapKeyMismatch => "eap_key_mismatch",
+            Cause::Unanswered(_) => "unanswered",
+            Cause::OneRoundOnly => "one_round_only",
             Cause::GatewayUnproven => "gateway_unproven",
             Cause::AuthenticationFailed => "authentication_failed",
             Cause::EapMethod { .. } => "eap_method_mismatch",
@@ -247,6 +253,7 @@ impl Failure {
             | Cause::AuthenticationFailed
             | Cause::EapMethod { .. }
             | Cause::EapExpectation { .. }
+            | Cause::Unanswered(_)
             | Cause::GatewayAuthInvalid(AuthMethod::SHARED_KEY_MIC)
             | Cause::IdentityMismatch { .. }
             | Cause::Exhausted
@@ -275,6 +282,7 @@ impl Failure {
             | Cause::Sha1Only
             | Cause::CertificateForPsk(_)
             | Cause::EapKeyMismatch
+            | Cause::OneRoundOnly
             | Cause::GatewayUnproven
             | Cause::SelectorsRefused
             | Cause::SelectorsNotSubset
@@ -327,6 +335,15 @@ impl Failure {
                 )
             }
             Cause::EapKeyMismatch => "The gateway does not hold the key that EAP agreed on.".into(),
+            Cause::Unanswered(PromptKind::Password) => {
+                "The gateway asked for the password, and nobody answered.".into()
+            }
+            Cause::Unanswered(PromptKind::OneTimeCode) => {
+                "The gateway asked for a one-time code, and nobody answered.".into()
+            }
+            Cause::OneRoundOnly => {
+                "The gateway lets a client authenticate only once, but the profile has two methods.".into()
+            }
             Cause::AuthMethodNotAllowed(method) => {
                 format!("The gateway proves its identity with {method}, which the profile does not allow.")
             }
@@ -424,6 +441,14 @@ impl Failure {
                 "Set `auth.method` to what the gateway's administrator names.",
                 "Gateway: use the pre-shared key on both sides.",
             ],
+            Cause::Unanswered(_) => vec![
+                "Connect again and answer within three minutes; some gateways wait for less than half a minute.",
+                "Where there is no terminal, give the answers with --password-file or --password-fd, one on a line.",
+            ],
+            Cause::OneRoundOnly => vec![
+                "Set `auth.method` to the one method that the gateway's administrator names.",
+                "Gateway: enable several rounds of authentication (RFC 4739).",
+            ],
             Cause::EapKeyMismatch => vec![
                 "Gateway: its RADIUS server must hand over the session key (MS-MPPE-Send-Key and -Recv-Key).",
             ],
@@ -498,11 +523,11 @@ impl Failure {
 const fn eap_code(error: &EapError) -> &'static str {
     match error {
         EapError::Refused | EapError::MsChap { .. } => "authentication_failed",
-        EapError::MethodOffered { .. } => "eap_method_mismatch",
+        EapError::MethodOffered { .. } | EapError::InnerMethodOffered { .. } => "eap_method_mismatch",
         EapError::ServerCertificate(_) => "eap_server_certificate_rejected",
         EapError::TlsAlert(_) => "eap_tls_alert",
         EapError::Tls(_) => "eap_tls_failed",
-        EapError::ServerUnproven => "eap_server_unproven",
+        EapError::ServerUnproven | EapError::Unbound => "eap_server_unproven",
         EapError::EarlySuccess | EapError::Malformed(_) | EapError::TooManyRounds => "protocol_violation",
         EapError::Credential(_) => "credential_unusable",
     }
@@ -513,11 +538,13 @@ const fn is_eap_servers_fault(error: &EapError) -> bool {
         EapError::ServerCertificate(_)
         | EapError::Tls(_)
         | EapError::ServerUnproven
+        | EapError::Unbound
         | EapError::EarlySuccess
         | EapError::Malformed(_)
         | EapError::TooManyRounds => true,
         EapError::Refused
         | EapError::MethodOffered { .. }
+        | EapError::InnerMethodOffered { .. }
         | EapError::TlsAlert(_)
         | EapError::MsChap { .. }
         | EapError::Credential(_) => false,
@@ -541,6 +568,12 @@ fn eap_advice(error: &EapError) -> Vec<&'static str> {
         EapError::ServerUnproven => {
             vec!["Check the password: the server could not prove that it knows the same one."]
         }
+        EapError::Unbound => vec![
+            "Gateway: somebody may stand between the user and the RADIUS server; PEAP and its inner method must end in the same place.",
+        ],
+        EapError::InnerMethodOffered { .. } => vec![
+            "Set `auth.inner` to what the EAP server offers in its tunnel, or enable the profile's method on the server.",
+        ],
         EapError::Credential(_) => vec!["Correct the profile's `auth` section."],
         EapError::MethodOffered { .. } => {
             vec![

@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use peregrine_core::client::Client;
 use peregrine_core::command::{
-    Answer, Ask, Bound, Command, Event, Happening, HostFault, Path, State, Status, Traffic, Transmit,
+    Answer, Ask, Bound, Command, Event, Happening, HostFault, Path, Prompt, State, Status, Traffic, Transmit,
 };
 use peregrine_core::esp::clamp_mss;
 use peregrine_core::plan::Plan;
@@ -46,6 +46,8 @@ pub enum Notice {
     Traffic(Traffic),
     /// Something happened to a connection that stays; lost when the reader is slow.
     Happened(Box<Happening>),
+    /// A question to the user, to be answered with [`Command::Reply`].
+    Prompt(Prompt),
 }
 
 /// Runs one client on `host` until `commands` is closed: then it tells the gateway, takes everything back, and
@@ -91,6 +93,7 @@ pub async fn run<H: Host>(
             answers,
             notices,
             unsent,
+            unasked,
             ..
         } = &mut driver;
         let has_room = links.has_room();
@@ -103,9 +106,10 @@ pub async fn run<H: Host>(
             command = commands.recv(), if end_by.is_none() => Wake::Command(command),
             () = alarm.ring() => Wake::Time,
             change = next_change(changes.as_mut()) => Wake::Change(change),
-            Ok(room) = notices.reserve(), if unsent.is_some() => {
-                if let Some(status) = unsent.take() {
-                    room.send(Notice::Status(status));
+            Ok(room) = notices.reserve(), if unsent.is_some() || unasked.is_some() => {
+                let status = unsent.take().map(Notice::Status);
+                if let Some(notice) = status.or_else(|| unasked.take().map(Notice::Prompt)) {
+                    room.send(notice);
                 }
                 continue;
             }
@@ -194,6 +198,8 @@ struct Driver<'h, H: Host> {
     notices: mpsc::Sender<Notice>,
     /// The latest status, when there was no room for it.
     unsent: Option<Box<Status>>,
+    /// The latest question, when there was no room for it.
+    unasked: Option<Prompt>,
     state: State,
     /// Packets went through since the last report.
     moved: bool,
@@ -221,6 +227,7 @@ impl<'h, H: Host> Driver<'h, H> {
             repair_at: None,
             notices,
             unsent: None,
+            unasked: None,
             state: State::Idle,
             moved: false,
             reported: Traffic::default(),
@@ -386,6 +393,13 @@ impl<'h, H: Host> Driver<'h, H> {
             Event::Ask(Ask::Bind(remote)) => {
                 let bound = self.bind(remote);
                 self.client.handle_answer(Answer::Bound(remote, bound), now);
+            }
+            Event::Ask(Ask::Prompt(prompt)) => {
+                // There is one at a time. If nobody listens any more, the client's patience ends.
+                let told = self.notices.try_send(Notice::Prompt(prompt));
+                if let Err(mpsc::error::TrySendError::Full(Notice::Prompt(prompt))) = told {
+                    self.unasked = Some(prompt);
+                }
             }
             Event::Plan(plan) => self.plans.ask(self.host, plan),
             Event::Happened(happening) => {

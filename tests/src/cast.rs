@@ -20,7 +20,8 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::eap_server::{
-    EapServer, EapTlsServer, MsChapBehaviour, MsChapServer, ServerMethod, TlsBehaviour, tls_server_config,
+    EapServer, EapTlsServer, GtcServer, Md5Server, MsChapBehaviour, MsChapServer, PeapInside, ServerMethod,
+    TlsBehaviour, TtlsInside, TunnelServer, tls_server_config,
 };
 use crate::gateway::{ClientAuth, Gateway, GatewayConfig, Proof};
 use crate::world::{BEGINNING, World};
@@ -117,18 +118,7 @@ impl Cast {
         let (proof, client) = match method {
             AuthKind::Psk => (Proof::Psk(PSK.to_vec()), ClientAuth::Psk(PSK.to_vec())),
             AuthKind::Certificate => (self.proof(), ClientAuth::Certificate),
-            AuthKind::EapTls => {
-                let config = self.tls_config();
-                let server = move || eap_tls(&config, TlsBehaviour::REGULAR);
-                (self.proof(), ClientAuth::Eap(Box::new(server)))
-            }
-            AuthKind::EapMsChapV2 => {
-                let server = || {
-                    let server = MsChapServer::new("alice", PASSWORD, [7; 16], MsChapBehaviour::Regular);
-                    EapServer::new(ServerMethod::MsChapV2(server), true)
-                };
-                (self.proof(), ClientAuth::Eap(Box::new(server)))
-            }
+            method => (self.proof(), ClientAuth::Eap(self.eap_servers(method))),
         };
         GatewayConfig {
             pool: vec![
@@ -144,6 +134,27 @@ impl Cast {
         Proof::Certificate(vec![self.gateway.certificate()], self.gateway.private_key())
     }
 
+    /// EAP servers for `method` that know [`PASSWORD`], with the gateway's certificate.
+    ///
+    /// # Panics
+    ///
+    /// They do if `method` is no EAP method.
+    #[must_use]
+    pub fn eap_servers(&self, method: AuthKind) -> Box<dyn Fn() -> EapServer> {
+        let (with_users, without) = (self.tls_config(), self.tls_without_users());
+        Box::new(move || eap_server(method, &with_users, &without))
+    }
+
+    fn tls_without_users(&self) -> Arc<rustls::ServerConfig> {
+        tls_server_config(
+            vec![CertificateDer::from(self.gateway.der.clone())],
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.gateway.key.clone())),
+            None,
+            rustls::ALL_VERSIONS,
+            BEGINNING,
+        )
+    }
+
     /// An EAP-TLS server with the gateway's certificate, TLS 1.3.
     #[must_use]
     pub fn eap_tls(&self, behaviour: TlsBehaviour) -> EapServer {
@@ -154,7 +165,7 @@ impl Cast {
         tls_server_config(
             vec![CertificateDer::from(self.gateway.der.clone())],
             PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.gateway.key.clone())),
-            CertificateDer::from(self.authority.der.clone()),
+            Some(CertificateDer::from(self.authority.der.clone())),
             rustls::ALL_VERSIONS,
             BEGINNING,
         )
@@ -180,6 +191,8 @@ impl Cast {
             },
             auth: Auth {
                 method,
+                certificate_first: false,
+                eap_only: false,
                 identity: None,
                 eap_identity: None,
                 username: Some("alice".into()),
@@ -234,6 +247,46 @@ impl Cast {
     pub fn world(&self, method: AuthKind, seed: u64) -> World {
         World::new(Gateway::new(self.gateway(method), 0x47), seed)
     }
+}
+
+fn eap_server(
+    method: AuthKind,
+    with_users: &Arc<rustls::ServerConfig>,
+    without: &Arc<rustls::ServerConfig>,
+) -> EapServer {
+    let inner = |method| match method {
+        AuthKind::EapTtls(profile::TtlsInner::Md5) => ServerMethod::Md5(Md5Server::new(PASSWORD)),
+        AuthKind::EapTtls(profile::TtlsInner::Gtc) | AuthKind::EapPeap(profile::PeapInner::Gtc) => {
+            ServerMethod::Gtc(GtcServer::new(&[("Password: ", PASSWORD)]))
+        }
+        _ => ServerMethod::MsChapV2(MsChapServer::new(
+            "alice",
+            PASSWORD,
+            [7; 16],
+            MsChapBehaviour::Regular,
+        )),
+    };
+    let server = match method {
+        AuthKind::EapTls => return eap_tls(with_users, TlsBehaviour::REGULAR),
+        AuthKind::EapMsChapV2 => inner(method),
+        AuthKind::EapGtc => ServerMethod::Gtc(GtcServer::new(&[("Password: ", PASSWORD)])),
+        AuthKind::EapTtls(kind) => {
+            let inside = match kind {
+                profile::TtlsInner::Pap => TtlsInside::pap("alice", PASSWORD),
+                profile::TtlsInner::MsChapV2 => TtlsInside::ms_chap_v2("alice", PASSWORD),
+                _ => TtlsInside::eap(inner(method)),
+            };
+            let server = TunnelServer::ttls(Arc::clone(without), TlsBehaviour::REGULAR, inside);
+            ServerMethod::Tunnel(Box::new(server))
+        }
+        AuthKind::EapPeap(_) => {
+            let inside = PeapInside::new(inner(method));
+            let server = TunnelServer::peap(Arc::clone(without), TlsBehaviour::REGULAR, inside);
+            ServerMethod::Tunnel(Box::new(server))
+        }
+        AuthKind::Psk | AuthKind::Certificate => panic!("no EAP method"),
+    };
+    EapServer::new(server, true)
 }
 
 fn eap_tls(config: &Arc<rustls::ServerConfig>, behaviour: TlsBehaviour) -> EapServer {

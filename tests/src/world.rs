@@ -1,14 +1,16 @@
 //! One client, one gateway, the network between them, and a clock that jumps to whatever happens next.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use peregrine_core::client::Client;
 use peregrine_core::command::{
-    Answer, Ask, Bound, Command, Event, Failure, Happening, HostFault, Path, RekeyKind, Sink, State, Status,
+    Answer, Ask, Bound, Command, Event, Failure, Happening, HostFault, Path, Prompt, PromptId, RekeyKind,
+    Sink, State, Status,
 };
+use peregrine_core::crypto::Secret;
 use peregrine_core::plan::Plan;
 use peregrine_core::profile::{Credentials, Profile};
 use peregrine_core::timer::{Instant, UnixTime};
@@ -36,6 +38,10 @@ pub struct World {
     pub unreachable: Vec<IpAddr>,
     /// What applying a plan shall fail with.
     pub apply_fault: Option<HostFault>,
+    /// What the user answers to prompts, in order; when there is nothing left, the user does not answer.
+    pub replies: VecDeque<Option<Secret>>,
+    /// Every prompt, in order.
+    pub prompts: Vec<(Instant, Prompt)>,
     /// Every plan, in order.
     pub plans: Vec<Plan>,
     /// Every status, in order.
@@ -98,6 +104,8 @@ impl World {
             names: BTreeMap::new(),
             unreachable: Vec::new(),
             apply_fault: None,
+            replies: VecDeque::new(),
+            prompts: Vec::new(),
             plans: Vec::new(),
             statuses: Vec::new(),
             happenings: Vec::new(),
@@ -126,6 +134,18 @@ impl World {
     /// Tells the client to replace an SA.
     pub fn rekey(&mut self, kind: RekeyKind) {
         self.client.handle_command(Command::Rekey(kind), self.now);
+        self.drain();
+    }
+
+    /// Gives the client a command of the user's.
+    pub fn command(&mut self, command: Command) {
+        self.client.handle_command(command, self.now);
+        self.drain();
+    }
+
+    /// Gives the client the user's answer to a prompt.
+    pub fn reply(&mut self, id: PromptId, answer: Option<Secret>) {
+        self.client.handle_answer(Answer::Reply(id, answer), self.now);
         self.drain();
     }
 
@@ -368,6 +388,14 @@ impl World {
                 name,
             },
             Event::Ask(Ask::Bind(remote)) => Answer::Bound(remote, self.bind(remote)),
+            Event::Ask(Ask::Prompt(prompt)) => {
+                let id = prompt.id;
+                self.prompts.push((self.now, prompt));
+                let Some(reply) = self.replies.pop_front() else {
+                    return;
+                };
+                Answer::Reply(id, reply)
+            }
         };
         self.client.handle_answer(answer, self.now);
     }

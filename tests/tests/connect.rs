@@ -3,15 +3,23 @@
 use std::time::Duration;
 
 use peregrine_core::command::{Stage, State};
-use peregrine_core::profile::AuthKind;
+use peregrine_core::profile::{AuthKind, PeapInner, TtlsInner};
 use peregrine_tests::cast::{Cast, packet};
 use peregrine_tests::world::World;
 
-const METHODS: [AuthKind; 4] = [
+const METHODS: [AuthKind; 12] = [
     AuthKind::Psk,
     AuthKind::Certificate,
     AuthKind::EapTls,
     AuthKind::EapMsChapV2,
+    AuthKind::EapTtls(TtlsInner::MsChapV2),
+    AuthKind::EapTtls(TtlsInner::EapMsChapV2),
+    AuthKind::EapTtls(TtlsInner::Pap),
+    AuthKind::EapTtls(TtlsInner::Gtc),
+    AuthKind::EapTtls(TtlsInner::Md5),
+    AuthKind::EapPeap(PeapInner::MsChapV2),
+    AuthKind::EapPeap(PeapInner::Gtc),
+    AuthKind::EapGtc,
 ];
 
 fn carries_traffic(world: &mut World) {

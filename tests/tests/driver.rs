@@ -7,13 +7,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use peregrine_core::command::{Cause, Command, HostFault, State, Status, Traffic};
+use peregrine_core::crypto::Secret;
 use peregrine_core::plan::Plan;
-use peregrine_core::profile::AuthKind;
+use peregrine_core::profile::{AuthKind, Credentials};
 use peregrine_platform::driver::{self, Notice};
 use peregrine_platform::host::Change;
 use peregrine_tests::cast::{Cast, packet};
+use peregrine_tests::eap_server::{EapServer, GtcServer, ServerMethod};
 use peregrine_tests::fake_host::{FakeHost, way};
-use peregrine_tests::gateway::Gateway;
+use peregrine_tests::gateway::{ClientAuth, Gateway};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -79,7 +81,7 @@ impl Scene {
         let heard = self.heard.borrow();
         let statuses = heard.iter().rev().filter_map(|(_, notice)| match notice {
             Notice::Status(status) => Some(Status::clone(status)),
-            Notice::Traffic(_) | Notice::Happened(_) => None,
+            Notice::Traffic(_) | Notice::Happened(_) | Notice::Prompt(_) => None,
         });
         statuses.into_iter().next().unwrap_or_default()
     }
@@ -90,7 +92,7 @@ impl Scene {
             .iter()
             .filter_map(|(_, notice)| match notice {
                 Notice::Status(status) => Some(status.state),
-                Notice::Traffic(_) | Notice::Happened(_) => None,
+                Notice::Traffic(_) | Notice::Happened(_) | Notice::Prompt(_) => None,
             })
             .collect();
         states.dedup();
@@ -101,7 +103,7 @@ impl Scene {
         let heard = self.heard.borrow();
         let reports = heard.iter().filter_map(|(at, notice)| match notice {
             Notice::Traffic(traffic) => Some((*at, traffic.clone())),
-            Notice::Status(_) | Notice::Happened(_) => None,
+            Notice::Status(_) | Notice::Happened(_) | Notice::Prompt(_) => None,
         });
         reports.collect()
     }
@@ -391,6 +393,51 @@ fn tcp_learns_the_size_of_the_tunnel_in_both_directions() {
         assert_eq!(announced(&scene.host.machine().received[0]), largest);
         assert_eq!(scene.end().await, Ok(()));
     });
+}
+
+/// A driver whose gateway asks for a code, and whose reader has room for one notice.
+async fn asks_for_a_code(read: bool) {
+    let cast = Cast::default();
+    let mut config = cast.gateway(AuthKind::EapGtc);
+    config.client = ClientAuth::Eap(Box::new(|| {
+        let questions = GtcServer::new(&[("Code: ", "123456")]);
+        EapServer::new(ServerMethod::Gtc(questions), true)
+    }));
+    let host = FakeHost::new(Gateway::new(config, 0x47));
+    let (commands, from_user) = mpsc::channel(8);
+    let (notices, mut to_user) = mpsc::channel(1);
+    let of_driver = host.clone();
+    let running = tokio::task::spawn_local(async move { driver::run(&of_driver, from_user, notices).await });
+    let credentials = Credentials::default();
+    let connect = Command::Connect(Box::new(cast.profile(AuthKind::EapGtc)), credentials);
+    commands.send(connect).await.unwrap();
+    if !read {
+        // The first notice fills the queue, and the question has to wait.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    let mut prompts = 0;
+    while let Ok(Some(notice)) = tokio::time::timeout(Duration::from_secs(5), to_user.recv()).await {
+        if let Notice::Prompt(prompt) = notice {
+            prompts += 1;
+            assert_eq!(prompt.message.as_deref(), Some("Code:"));
+            let answer = Some(Secret::from_slice(b"123456"));
+            commands.send(Command::Reply(prompt.id, answer)).await.unwrap();
+        }
+    }
+    assert_eq!(prompts, 1);
+    assert_eq!(host.machine().gateway.established(), 1);
+    drop(commands);
+    running.await.unwrap().unwrap();
+}
+
+#[test]
+fn a_question_is_handed_out_and_its_answer_taken() {
+    scene(asks_for_a_code(true));
+}
+
+#[test]
+fn a_question_waits_for_a_reader_that_sleeps() {
+    scene(asks_for_a_code(false));
 }
 
 #[test]

@@ -6,17 +6,20 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use peregrine_core::command::{Cause, Stage, State};
-use peregrine_core::profile::AuthKind;
+use peregrine_core::profile::{AuthKind, PeapInner, TtlsInner};
 use peregrine_core::wire::iana::ExchangeType;
 use peregrine_tests::cast::{Cast, packet};
 use peregrine_tests::link::{Fate, Rule, Way};
 use peregrine_tests::world::World;
 
-const METHODS: [AuthKind; 4] = [
+const METHODS: [AuthKind; 7] = [
     AuthKind::Psk,
     AuthKind::Certificate,
     AuthKind::EapTls,
     AuthKind::EapMsChapV2,
+    AuthKind::EapTtls(TtlsInner::MsChapV2),
+    AuthKind::EapPeap(PeapInner::MsChapV2),
+    AuthKind::EapGtc,
 ];
 
 fn carries_traffic(world: &mut World) {

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::race::{Race, Winner};
-use crate::command::{Answer, Ask, Bound, Cause, Event, Failure, HostFault, Path, Stage};
+use crate::command::{Answer, Ask, Bound, Cause, Event, Failure, HostFault, Path, PromptId, Stage};
+use crate::crypto::Secret;
 use crate::ike::{Cx, IkeSa, News, SaConfig};
 use crate::profile::Host;
 use crate::timer::{Instant, Timer};
@@ -176,6 +177,13 @@ impl Attempt {
         }));
     }
 
+    /// Takes the user's answer if this attempt has asked for it.
+    pub(super) fn reply(&mut self, id: PromptId, answer: Option<&Secret>, cx: &mut Cx<'_>) {
+        if let Progress::Negotiating { sa, .. } = &mut self.progress {
+            sa.reply(id, answer, cx);
+        }
+    }
+
     /// Takes an IKE message if it is for this attempt.
     pub(super) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) -> bool {
         match &mut self.progress {
@@ -221,6 +229,7 @@ impl Attempt {
         while let Some(item) = news.pop_front() {
             match item {
                 News::Stage(stage) => self.stage = self.stage.max(stage),
+                News::Prompt(prompt) => events.push_back(Event::Ask(Ask::Prompt(prompt))),
                 News::Failed(failure) => {
                     self.progress = Progress::Over;
                     return Some(Err(failure));

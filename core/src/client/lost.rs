@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::attempt::{Attempt, Ready};
 use super::up::Up;
 use super::{Client, Phase, back_off};
-use crate::command::{Answer, Bound, Cause, Event, Failure, Path, Why};
+use crate::command::{Answer, Bound, Cause, Event, Failure, Path, PromptId, Why};
+use crate::crypto::Secret;
 use crate::eap::EapError;
 use crate::ike::{Cx, News, SaConfig};
 use crate::plan::{Plan, TunnelConfig};
@@ -130,6 +131,13 @@ impl Lost {
         }
     }
 
+    pub(super) fn reply(&mut self, id: PromptId, answer: Option<&Secret>, cx: &mut Cx<'_>) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.reply(id, answer, cx);
+            self.news.append(cx.news);
+        }
+    }
+
     pub(super) fn handle_message(&mut self, path: Path, message: &mut [u8], cx: &mut Cx<'_>) {
         if let Some(attempt) = &mut self.attempt {
             attempt.handle_message(path, message, cx);
@@ -214,8 +222,16 @@ impl Client {
 /// is in the path must not be able to end a tunnel with it.
 pub(super) fn is_final(failure: &Failure, failures: u32) -> bool {
     match &failure.cause {
-        Cause::Eap(EapError::Refused | EapError::MsChap { .. } | EapError::Credential(_))
+        Cause::Eap(
+            EapError::Refused
+            | EapError::MsChap { .. }
+            | EapError::Credential(_)
+            | EapError::ServerUnproven
+            | EapError::Unbound,
+        )
         | Cause::Credential(_)
+        | Cause::Unanswered(_)
+        | Cause::OneRoundOnly
         | Cause::Host(_) => true,
         Cause::Eap(EapError::TlsAlert(_)) => failures > 1,
         _ => false,

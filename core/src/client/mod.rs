@@ -17,8 +17,9 @@ use self::attempt::{Attempt, Ready};
 use self::lost::Lost;
 use self::up::Up;
 use crate::command::{
-    Answer, Cause, Command, Event, Failure, HostFault, Path, Sink, Stage, Traffic, Transmit,
+    Answer, Cause, Command, Event, Failure, HostFault, Path, PromptId, Sink, Stage, Traffic, Transmit,
 };
+use crate::crypto::Secret;
 use crate::esp::Discard;
 use crate::ike::{Cx, IKE_PORT, IkeSa, News, SaConfig, add_traffic};
 use crate::plan::Plan;
@@ -173,23 +174,26 @@ impl Client {
                     up.handle_timeout(events, &mut cx);
                 }
             }
+            Command::Reply(id, answer) => self.reply(id, answer.as_ref(), now),
         }
         self.settle(now);
     }
 
     /// The answer to a question. One that nobody waits for any more is ignored.
     pub fn handle_answer(&mut self, answer: Answer, now: Instant) {
-        if let Answer::Applied(result) = answer {
-            self.applied(result, now);
-        } else {
-            let (mut cx, events) = self.io.split(now);
-            match &mut self.phase {
-                Phase::Connecting(attempt) => {
-                    attempt.handle_answer(&answer, events, &mut cx);
+        match answer {
+            Answer::Applied(result) => self.applied(result, now),
+            Answer::Reply(id, answer) => self.reply(id, answer.as_ref(), now),
+            answer => {
+                let (mut cx, events) = self.io.split(now);
+                match &mut self.phase {
+                    Phase::Connecting(attempt) => {
+                        attempt.handle_answer(&answer, events, &mut cx);
+                    }
+                    Phase::Up(up) => up.handle_answer(&answer, events, &mut cx),
+                    Phase::Lost(lost) => lost.handle_answer(&answer, events, &mut cx),
+                    Phase::Idle | Phase::Leaving(_) => {}
                 }
-                Phase::Up(up) => up.handle_answer(&answer, events, &mut cx),
-                Phase::Lost(lost) => lost.handle_answer(&answer, events, &mut cx),
-                Phase::Idle | Phase::Leaving(_) => {}
             }
         }
         self.settle(now);
@@ -358,6 +362,17 @@ impl Client {
             self.retired.remove(0);
         }
         self.retired.push(sa);
+    }
+
+    /// The user's answer, for whichever attempt has asked.
+    fn reply(&mut self, id: PromptId, answer: Option<&Secret>, now: Instant) {
+        let cx = &mut self.io.cx(now);
+        match &mut self.phase {
+            Phase::Connecting(attempt) => attempt.reply(id, answer, cx),
+            Phase::Up(up) => up.reply(id, answer, cx),
+            Phase::Lost(lost) => lost.reply(id, answer, cx),
+            Phase::Idle | Phase::Leaving(_) => {}
+        }
     }
 
     fn connect(&mut self, config: Arc<SaConfig>, now: Instant) {

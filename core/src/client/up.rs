@@ -9,8 +9,9 @@ use super::attempt::{Attempt, Ready};
 use super::lost::{Lost, after_refusal, is_final};
 use super::{Client, Phase, back_off, hinted_esp};
 use crate::command::{
-    Answer, Ask, Bound, Cause, Event, Failure, Happening, Means, Path, Reconnect, Roam, Stage, Why,
+    Answer, Ask, Bound, Cause, Event, Failure, Happening, Means, Path, PromptId, Reconnect, Roam, Stage, Why,
 };
+use crate::crypto::Secret;
 use crate::esp;
 use crate::ike::{Cx, Established, Hint, IkeSa, News, Renewal, SaConfig, add_traffic};
 use crate::plan::{Plan, TunnelConfig};
@@ -267,6 +268,16 @@ impl Up {
         }
     }
 
+    /// Only what is being made beside the SA that is up can have asked.
+    pub(super) fn reply(&mut self, id: PromptId, answer: Option<&Secret>, cx: &mut Cx<'_>) {
+        if let Some(beside) = &mut self.beside
+            && let Some(attempt) = &mut beside.attempt
+        {
+            attempt.reply(id, answer, cx);
+            beside.news.append(cx.news);
+        }
+    }
+
     fn is_gateway(&self, name: &str) -> bool {
         matches!(&self.config.profile.gateway.host, Host::Name(host) if host == name)
     }
@@ -474,7 +485,7 @@ impl Client {
                 let (mut cx, events) = self.io.split(now);
                 up.begin_beside(why, events, &mut cx);
             }
-            News::Stage(_) | News::Up | News::Closed | News::Failed(_) => {}
+            News::Stage(_) | News::Prompt(_) | News::Up | News::Closed | News::Failed(_) => {}
         }
     }
 

@@ -1,4 +1,4 @@
-//! Digests, HMAC (RFC 2104), and the two relics that MSCHAPv2 needs: MD4 (RFC 1320) and DES.
+//! Digests, HMAC (RFC 2104), and the relics that old EAP methods need: MD4 (RFC 1320), DES, MD5 (RFC 1321).
 
 use ::hmac::digest::Digest;
 use ::hmac::{EagerHash, Hmac, Mac as _};
@@ -37,6 +37,12 @@ pub fn sha2_512(parts: &[&[u8]]) -> [u8; 64] {
 #[must_use]
 pub fn md4(data: &[u8]) -> [u8; 16] {
     digest::<md4::Md4>(&[data]).into()
+}
+
+/// The MD5 digest of the concatenated `parts` (RFC 1321), the answer of EAP-MD5. Broken as a hash.
+#[must_use]
+pub fn md5(parts: &[&[u8]]) -> [u8; 16] {
+    digest::<md5::Md5>(parts).into()
 }
 
 /// One DES encryption of `block` under 56 key bits, to which the parity bits are added here (RFC 2759, 8.6).
@@ -125,6 +131,8 @@ mod tests {
     fn digests_of_abc() {
         for parts in [[b"abc".as_slice(), b"", b""], [b"a", b"", b"bc"]] {
             assert_eq!(sha1(&parts), hex!("a9993e364706816aba3e25717850c26c9cd0d89d"));
+            // RFC 1321, appendix A.5.
+            assert_eq!(md5(&parts), hex!("900150983cd24fb0d6963f7d28e17f72"));
             assert_eq!(
                 sha2_256(&parts),
                 hex!("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")

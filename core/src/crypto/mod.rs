@@ -2,7 +2,7 @@
 //!
 //! | module | its one job |
 //! |---|---|
-//! | [`hash`] | digests, HMAC, and the two relics that MSCHAPv2 needs |
+//! | [`hash`] | digests, HMAC, and the relics that old EAP methods need |
 //! | [`ke`] | agree on a secret with a peer |
 //! | [`packet`] | seal and open one packet, for SK payloads and ESP alike |
 //! | [`prf`] | stretch a secret into keys |
@@ -19,7 +19,7 @@ use std::fmt;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-pub use hash::{HashKind, des_encrypt, hmac, md4, sha1, sha2_256, sha2_384, sha2_512};
+pub use hash::{HashKind, des_encrypt, hmac, md4, md5, sha1, sha2_256, sha2_384, sha2_512};
 pub use ke::KeyExchange;
 pub use packet::{CipherSuite, Encr, Integ, PacketKey};
 pub use prf::Prf;

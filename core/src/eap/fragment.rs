@@ -1,10 +1,11 @@
-//! How EAP-TLS packs what TLS has to say (RFC 5216, sections 2.1.5 and 3.1).
+//! How TLS travels in EAP packets: EAP-TLS (RFC 5216, sections 2.1.5 and 3.1), EAP-TTLS (RFC 5281, section 9) and PEAP,
+//! the last two with a version of the method, which is 0, in the lowest bits of the flags.
 
 use std::mem;
 
 use super::EapError;
 
-/// The type data of an EAP-TLS packet (RFC 5216, section 3.1).
+/// The type data of a packet (RFC 5216, section 3.1).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fragment<'a> {
     pub(super) start: bool,
@@ -22,7 +23,7 @@ mod flag {
 
 impl<'a> Fragment<'a> {
     pub(super) fn decode(data: &'a [u8]) -> Result<Self, EapError> {
-        const TRUNCATED: EapError = EapError::Malformed("a truncated EAP-TLS packet");
+        const TRUNCATED: EapError = EapError::Malformed("a truncated TLS fragment");
         let (&flags, rest) = data.split_first().ok_or(TRUNCATED)?;
         let (total, data) = if flags & flag::LENGTH == 0 {
             (None, rest)
@@ -56,26 +57,26 @@ impl Reassembly {
             // Some servers repeat the length in every fragment.
             (Some(total), Some(again)) if again == total => total,
             (Some(_), Some(_)) => {
-                return Err(EapError::Malformed("an EAP-TLS message that changes its length"));
+                return Err(EapError::Malformed("a TLS message that changes its length"));
             }
             (None, Some(total)) => total,
             (None, None) if fragment.more => {
                 return Err(EapError::Malformed(
-                    "a first EAP-TLS fragment without the length of the message",
+                    "a first TLS fragment without the length of the message",
                 ));
             }
             (None, None) => fragment.data.len(),
         };
         if total > MAX_MESSAGE {
-            return Err(EapError::Malformed("an EAP-TLS message of more than 64 KiB"));
+            return Err(EapError::Malformed("a TLS message of more than 64 KiB"));
         }
         if fragment.more && fragment.data.is_empty() {
-            return Err(EapError::Malformed("an empty EAP-TLS fragment"));
+            return Err(EapError::Malformed("an empty TLS fragment"));
         }
         self.data.extend_from_slice(fragment.data);
         if self.data.len() > total || fragment.more != (self.data.len() < total) {
             return Err(EapError::Malformed(
-                "an EAP-TLS message whose length is not the announced one",
+                "a TLS message whose length is not the announced one",
             ));
         }
         if fragment.more {
@@ -92,6 +93,8 @@ impl Reassembly {
 pub(super) struct Flight {
     /// The most TLS octets in one packet, counted so that the length field fits as well.
     room: usize,
+    /// Tell the length of a message that needs no cutting, too.
+    announce: bool,
     data: Vec<u8>,
     sent: usize,
 }
@@ -100,14 +103,21 @@ impl Flight {
     pub(super) fn new(packet_size: usize) -> Self {
         Self {
             room: packet_size.clamp(256, 1400) - OVERHEAD,
+            announce: false,
             data: Vec::new(),
             sent: 0,
         }
     }
 
-    pub(super) fn refill(&mut self, data: Vec<u8>) {
+    /// The next message, whose length is told even if it fits into one packet if `announce` says so.
+    pub(super) fn refill(&mut self, data: Vec<u8>, announce: bool) {
+        self.announce = announce && !data.is_empty();
         self.data = data;
         self.sent = 0;
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.data.is_empty()
     }
 
     pub(super) const fn is_sent(&self) -> bool {
@@ -120,12 +130,13 @@ impl Flight {
         let part = rest.get(..self.room).unwrap_or(rest);
         let mut flags = 0;
         let mut length = None;
-        if part.len() < rest.len() {
+        let more = part.len() < rest.len();
+        if more {
             flags |= flag::MORE;
-            if self.sent == 0 {
-                flags |= flag::LENGTH;
-                length = u32::try_from(self.data.len()).ok();
-            }
+        }
+        if self.sent == 0 && (more || self.announce) {
+            flags |= flag::LENGTH;
+            length = u32::try_from(self.data.len()).ok();
         }
         let mut packet = vec![flags];
         packet.extend(length.into_iter().flat_map(u32::to_be_bytes));
@@ -138,7 +149,7 @@ impl Flight {
 /// The most that a server may say at once, in octets.
 const MAX_MESSAGE: usize = 65_536;
 
-/// The headers of EAP and EAP-TLS, with the length of the message, in octets.
+/// The headers of EAP and of the method, with the length of the message, in octets.
 const OVERHEAD: usize = 10;
 
 #[cfg(test)]
@@ -183,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_sum_must_be_the_announced_length() {
-        let wrong = EapError::Malformed("an EAP-TLS message whose length is not the announced one");
+        let wrong = EapError::Malformed("a TLS message whose length is not the announced one");
         for (first, total, data) in [
             (L, 4, "abcde"),
             (L, 6, "abcde"),
@@ -210,14 +221,14 @@ mod tests {
     fn a_message_does_not_grow() {
         let mut reassembly = Reassembly::default();
         assert_eq!(add(&mut reassembly, L | M, 5, b"ab"), Ok(None));
-        let error = EapError::Malformed("an EAP-TLS message that changes its length");
+        let error = EapError::Malformed("a TLS message that changes its length");
         assert_eq!(add(&mut reassembly, L | M, 6, b"cd"), Err(error));
     }
 
     #[test]
     fn a_message_has_at_most_64_kib() {
         assert_eq!(add(&mut Reassembly::default(), L | M, 65_536, b"a"), Ok(None));
-        let error = EapError::Malformed("an EAP-TLS message of more than 64 KiB");
+        let error = EapError::Malformed("a TLS message of more than 64 KiB");
         for total in [65_537, u32::MAX] {
             assert_eq!(
                 add(&mut Reassembly::default(), L | M, total, b"a"),
@@ -228,15 +239,15 @@ mod tests {
 
     #[test]
     fn fragments_make_progress() {
-        let error = EapError::Malformed("an empty EAP-TLS fragment");
+        let error = EapError::Malformed("an empty TLS fragment");
         assert_eq!(add(&mut Reassembly::default(), L | M, 5, b""), Err(error));
-        let error = EapError::Malformed("a first EAP-TLS fragment without the length of the message");
+        let error = EapError::Malformed("a first TLS fragment without the length of the message");
         assert_eq!(add(&mut Reassembly::default(), M, 0, b"a"), Err(error));
     }
 
     #[test]
     fn truncated_packets_are_refused() {
-        let error = EapError::Malformed("a truncated EAP-TLS packet");
+        let error = EapError::Malformed("a truncated TLS fragment");
         for data in [&[][..], &[L], &[L, 0, 0, 0]] {
             assert_eq!(Fragment::decode(data), Err(error.clone()));
         }
@@ -244,9 +255,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_we_fragment_can_be_put_together(size in 0..3000_usize, data in prop::collection::vec(any::<u8>(), 0..9000)) {
+        fn what_we_fragment_can_be_put_together(
+            size in 0..3000_usize,
+            data in prop::collection::vec(any::<u8>(), 0..9000),
+            announce in any::<bool>(),
+        ) {
             let mut flight = Flight::new(size);
-            flight.refill(data.clone());
+            flight.refill(data.clone(), announce);
             let mut reassembly = Reassembly::default();
             loop {
                 let packet = flight.next();

@@ -1,12 +1,14 @@
 //! EAP-MSCHAPv2 (draft-kamath-pppext-eap-mschapv2; RFC 2759, RFC 3079).
 //!
 //! Broken by today's measure: whoever sees a challenge and its response finds the password with 2^56 work. That is
-//! why nothing of it leaves before the gateway is authenticated by certificate.
+//! why nothing of it leaves before the gateway is authenticated by certificate, or outside of a tunnel to a server that
+//! is.
 //!
 //! The computations are public because a server makes the same ones.
 
 use std::fmt;
 
+use super::text::harmless;
 use super::{EapError, EapMsChapV2, Msk, Progress};
 use crate::crypto::{Secret, constant_time_eq, des_encrypt, md4, sha1};
 use crate::rng::Rng;
@@ -65,21 +67,48 @@ impl fmt::Debug for MsChapCode {
     }
 }
 
-/// The server's own words as the end of a sentence, if it has any.
-pub(super) fn quoted(text: &str) -> String {
-    if text.is_empty() {
-        String::new()
-    } else {
-        format!(", in its words: “{text}”")
-    }
-}
-
-/// The peer's side once it has answered the challenge.
-pub(super) struct Peer {
+/// Our response to a challenge, wherever it travels, and what follows from it.
+pub(super) struct Response {
+    pub(super) peer_challenge: [u8; 16],
+    pub(super) nt_response: [u8; 24],
     /// What only one who knows the password can answer to our challenge.
     expected: [u8; 20],
     msk: Msk,
 }
+
+impl Response {
+    pub(super) fn new(config: &EapMsChapV2, challenge: &[u8; 16], rng: &mut Rng) -> Result<Self, EapError> {
+        let password = std::str::from_utf8(config.password.as_bytes())
+            .map_err(|_| EapError::Credential("the password is not UTF-8".to_owned()))?;
+        if config.username.len() > MAX_TEXT || password.encode_utf16().count() > MAX_TEXT {
+            return Err(EapError::Credential(
+                "the user name or the password is longer than 256 characters".to_owned(),
+            ));
+        }
+        let peer_challenge: [u8; 16] = rng.bytes();
+        let hash = challenge_hash(&peer_challenge, challenge, &config.username);
+        let nt_response = nt_response(password, &hash);
+        Ok(Self {
+            peer_challenge,
+            nt_response,
+            expected: authenticator_response(password, &nt_response, &hash),
+            msk: msk(password, &nt_response),
+        })
+    }
+
+    /// Checks the server's Success message, `S=<40 hexadecimal digits> M=<text>`.
+    pub(super) fn check(&self, message: &[u8]) -> Result<(), EapError> {
+        let received = authenticator_response_in(message).ok_or(EapError::ServerUnproven)?;
+        if constant_time_eq(&received, &self.expected) {
+            Ok(())
+        } else {
+            Err(EapError::ServerUnproven)
+        }
+    }
+}
+
+/// The peer's side once it has answered the challenge.
+pub(super) struct Peer(Response);
 
 impl Peer {
     /// Answers the Challenge with which the method starts.
@@ -89,26 +118,12 @@ impl Peer {
         rng: &mut Rng,
     ) -> Result<(Self, Vec<u8>), EapError> {
         let challenge = Challenge::decode(data)?;
-        let password = std::str::from_utf8(config.password.as_bytes())
-            .map_err(|_| EapError::Credential("the password is not UTF-8".to_owned()))?;
-        if config.username.len() > MAX_TEXT || password.encode_utf16().count() > MAX_TEXT {
-            return Err(EapError::Credential(
-                "the user name or the password is longer than 256 characters".to_owned(),
-            ));
-        }
-
-        let ours: [u8; 16] = rng.bytes();
-        let hash = challenge_hash(&ours, &challenge.value, &config.username);
-        let response = nt_response(password, &hash);
-        let peer = Self {
-            expected: authenticator_response(password, &response, &hash),
-            msk: msk(password, &response),
-        };
+        let response = Response::new(config, &challenge.value, rng)?;
 
         let mut value = Vec::with_capacity(VALUE_SIZE);
-        value.extend_from_slice(&ours);
+        value.extend_from_slice(&response.peer_challenge);
         value.extend_from_slice(&[0; 8]);
-        value.extend_from_slice(&response);
+        value.extend_from_slice(&response.nt_response);
         value.push(0);
         let mut reply = Vec::with_capacity(5 + VALUE_SIZE + config.username.len());
         reply.extend_from_slice(&[op_code::RESPONSE, challenge.id]);
@@ -118,7 +133,7 @@ impl Peer {
         reply.push(VALUE_SIZE as u8);
         reply.extend_from_slice(&value);
         reply.extend_from_slice(config.username.as_bytes());
-        Ok((peer, reply))
+        Ok((Self(response), reply))
     }
 
     /// Takes the request that follows our response.
@@ -130,11 +145,9 @@ impl Peer {
         };
         match op_code {
             op_code::SUCCESS => {
-                let received = authenticator_response_in(message).ok_or(EapError::ServerUnproven)?;
-                if !constant_time_eq(&received, &self.expected) {
-                    return Err(EapError::ServerUnproven);
-                }
-                Ok(Progress::Complete(vec![op_code::SUCCESS], self.msk.clone()))
+                self.0.check(message)?;
+                let msk = self.0.msk.clone();
+                Ok(Progress::Complete(vec![op_code::SUCCESS], Some(msk)))
             }
             // There is nobody to ask for another password in the middle of a conversation, and servers disagree on
             // the answer to this packet: Windows 2008 R2 takes a Failure response amiss.
@@ -198,7 +211,7 @@ fn authenticator_response_in(message: &[u8]) -> Option<[u8; 20]> {
 /// What a Failure message says, `E=<code> R=<0 or 1> C=<challenge> V=3 M=<text>` (RFC 2759, section 6).
 ///
 /// Taken as it comes: what cannot be read is left out (CVE-2025-62291 was an overflow in such a parser).
-fn failure_in(message: &[u8]) -> EapError {
+pub(super) fn failure_in(message: &[u8]) -> EapError {
     let message = String::from_utf8_lossy(message.get(..MAX_MESSAGE).unwrap_or(message));
     let (fields, text) = match message.find("M=") {
         Some(at) => (
@@ -213,25 +226,10 @@ fn failure_in(message: &[u8]) -> EapError {
     match code {
         Some(code) => EapError::MsChap {
             code: MsChapCode(code),
-            message: harmless(text),
+            message: harmless(text, MAX_MESSAGE),
         },
         None => EapError::Refused,
     }
-}
-
-/// `text` on one line, without anything that steers a terminal or the direction of writing.
-fn harmless(text: &str) -> String {
-    let mut shown = String::new();
-    for c in text
-        .trim_matches(|c: char| c.is_whitespace() || c == '\0')
-        .chars()
-    {
-        match c {
-            '"' | '\'' | '\\' => shown.push(c),
-            c => shown.extend(c.escape_debug()),
-        }
-    }
-    shown
 }
 
 /// ChallengeHash (RFC 2759, section 8.2). `username` may have a domain, which does not count.
@@ -450,7 +448,10 @@ mod tests {
             panic!("not complete")
         };
         assert_eq!(answer, [3]);
-        assert_eq!(key.as_bytes(), msk("clientPass", &nt_response).as_bytes());
+        assert_eq!(
+            key.unwrap().as_bytes(),
+            msk("clientPass", &nt_response).as_bytes()
+        );
     }
 
     #[test]

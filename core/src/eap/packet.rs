@@ -48,12 +48,22 @@ impl<'a> Packet<'a> {
 
 /// An EAP-Response.
 pub(super) fn response(identifier: u8, kind: EapType, data: &[u8]) -> Result<Vec<u8>, EapError> {
-    let length = u16::try_from(HEADER + 1 + data.len())
-        .map_err(|_| EapError::Credential("the identity is too long for an EAP packet".to_owned()))?;
+    encode(2, identifier, kind, data).ok_or_else(|| {
+        EapError::Credential("the identity or the answer is too long for an EAP packet".to_owned())
+    })
+}
+
+/// An EAP-Request whose header was left out.
+pub(super) fn request(identifier: u8, kind: EapType, data: &[u8]) -> Result<Vec<u8>, EapError> {
+    encode(1, identifier, kind, data).ok_or(EapError::Malformed("a request that is too long for its header"))
+}
+
+fn encode(code: u8, identifier: u8, kind: EapType, data: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(HEADER + 1 + data.len()).ok()?;
     let mut packet = Vec::with_capacity(length.into());
-    packet.extend_from_slice(&[2, identifier]);
+    packet.extend_from_slice(&[code, identifier]);
     packet.extend_from_slice(&length.to_be_bytes());
     packet.push(kind.0);
     packet.extend_from_slice(data);
-    Ok(packet)
+    Some(packet)
 }

@@ -22,6 +22,7 @@ fn give(eap: &mut Eap, packet: &[u8]) -> Result<Vec<u8>, EapError> {
     match eap.handle(packet, &mut Rng::new([7; 32]), NOW)? {
         Step::Reply(reply) => Ok(reply),
         Step::Success(_) => panic!("success"),
+        Step::Ask(question) => panic!("{question:?}"),
     }
 }
 
@@ -81,8 +82,8 @@ fn a_whole_conversation() {
         give(&mut eap, &proof(3, &reply)).unwrap(),
         [2, 3, 0, 6, OUR_TYPE, 3]
     );
-    let Step::Success(msk) = eap.handle(&[3, 3, 0, 4], &mut Rng::new([7; 32]), NOW).unwrap() else {
-        panic!("reply")
+    let Step::Success(Some(msk)) = eap.handle(&[3, 3, 0, 4], &mut Rng::new([7; 32]), NOW).unwrap() else {
+        panic!("no key")
     };
     assert_eq!(
         msk.as_bytes(),
@@ -157,7 +158,7 @@ fn the_success_identifier_may_be_ahead_by_two() {
 
 #[test]
 fn another_method_is_declined_once() {
-    for kind in (4..=255).filter(|kind| *kind != OUR_TYPE) {
+    for kind in (4..=255).filter(|kind| ![OUR_TYPE, EapType::EXPANDED.0].contains(kind)) {
         let mut eap = eap();
         assert_eq!(
             give(&mut eap, &request(9, kind, &[1, 2, 3])).unwrap(),
@@ -171,6 +172,38 @@ fn another_method_is_declined_once() {
                 wanted: EapType::MSCHAPV2
             }
         );
+    }
+}
+
+/// Windows Server asks so for its statement of health, and for more.
+#[test]
+fn expanded_types_are_declined_one_after_the_other() {
+    let mut eap = eap();
+    for identifier in 0..5 {
+        assert_eq!(
+            give(&mut eap, &request(identifier, 254, &[0, 1, 0x37, 0, 0, 0, 0x21])).unwrap(),
+            [2, identifier, 0, 6, 3, OUR_TYPE]
+        );
+    }
+    assert!(give(&mut eap, &challenge(5)).is_ok());
+}
+
+#[test]
+fn a_server_that_must_prove_itself_by_the_method_is_not_talked_with_about_others() {
+    for kind in (4..=255).filter(|kind| *kind != OUR_TYPE) {
+        let mut alone = Eap { alone: true, ..eap() };
+        give(&mut alone, &request(8, 1, &[])).unwrap();
+        let proves_both = [13, 18, 21, 23, 25, 43, 50, 51, 52, 55].contains(&kind);
+        match give(&mut alone, &request(9, kind, &[])) {
+            Ok(nak) => assert!(proves_both && nak == [2, 9, 0, 6, 3, OUR_TYPE], "{kind}"),
+            Err(error) => {
+                let expected = EapError::MethodOffered {
+                    offered: EapType(kind),
+                    wanted: EapType::MSCHAPV2,
+                };
+                assert!(!proves_both && error == expected, "{kind}: {error}");
+            }
+        }
     }
 }
 
@@ -266,6 +299,66 @@ fn broken_packets_are_refused() {
             EapError::Malformed("a code that no server sends")
         );
     }
+}
+
+fn gtc(password: Option<&str>) -> Eap {
+    Eap::new(EapConfig {
+        identity: "alice".to_owned(),
+        method: EapMethod::Gtc(EapGtc {
+            password: password.map(|password| Secret::from_slice(password.as_bytes())),
+        }),
+    })
+}
+
+fn step(eap: &mut Eap, packet: &[u8]) -> Result<Step, EapError> {
+    eap.handle(packet, &mut Rng::new([7; 32]), NOW)
+}
+
+fn asked(step: Result<Step, EapError>) -> Question {
+    match step {
+        Ok(Step::Ask(question)) => question,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn gtc_answers_with_the_password_and_then_asks() {
+    let mut eap = gtc(Some("secret"));
+    let reply = give(&mut eap, &request(1, 6, b"Password: ")).unwrap();
+    assert_eq!(reply, [&[2, 1, 0, 11, 6], &b"secret"[..]].concat());
+    let question = asked(step(&mut eap, &request(2, 6, b"Code \x1b[1msent\r\n")));
+    assert_eq!(question.kind, PromptKind::OneTimeCode);
+    assert_eq!(question.message.as_deref(), Some(r"Code \u{1b}[1msent"));
+    let Step::Reply(reply) = eap.answer(&Secret::from_slice(b"123456")).unwrap() else {
+        panic!("no reply")
+    };
+    assert_eq!(reply, [&[2, 2, 0, 11, 6], &b"123456"[..]].concat());
+    assert!(matches!(step(&mut eap, &[3, 2, 0, 4]), Ok(Step::Success(None))));
+}
+
+#[test]
+fn gtc_without_a_password_asks_for_everything() {
+    let mut eap = gtc(None);
+    let question = asked(step(&mut eap, &request(1, 6, b"\0 ")));
+    assert_eq!((question.kind, question.message), (PromptKind::Password, None));
+    // Nothing may come in between, and nothing is answered that was not asked.
+    let error = EapError::Malformed("a request before the last one was answered");
+    assert_eq!(give(&mut eap, &request(2, 6, b"?")).unwrap_err(), error);
+    let error = EapError::Malformed("an answer to no question");
+    assert_eq!(gtc(None).answer(&Secret::from_slice(b"x")).unwrap_err(), error);
+}
+
+#[test]
+fn gtc_needs_an_answer_before_success() {
+    for (mut eap, expected) in [
+        (gtc(Some("secret")), EapError::EarlySuccess),
+        (gtc(None), EapError::EarlySuccess),
+    ] {
+        assert_eq!(step(&mut eap, &[3, 0, 0, 4]).unwrap_err(), expected);
+    }
+    let mut eap = gtc(None);
+    asked(step(&mut eap, &request(1, 6, b"?")));
+    assert_eq!(step(&mut eap, &[3, 1, 0, 4]).unwrap_err(), EapError::EarlySuccess);
 }
 
 #[test]

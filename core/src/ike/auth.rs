@@ -5,20 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use zeroize::Zeroizing;
 
 use super::channel::{Channel, Opened};
 use super::child::{self, ChildOffer};
 use super::established::{self, Established};
 use super::init::Agreed;
-use super::keys::PpkKeys;
+use super::keys::{PpkKeys, SaKeys};
+use super::method;
 use super::nat::Nat;
-use super::proof::{self, PeerVerified, Proven, Transcript, shared_key_mic};
+use super::proof::{self, PeerVerified, Proven, Standing, Transcript, shared_key_mic};
 use super::{
     Broken, Cx, News, Next, SaConfig, State, delete_ike, error_notify, notify, refuse_critical, unsendable,
 };
-use crate::command::{Cause, Failure, Path, Stage};
-use crate::crypto::Prf;
-use crate::eap::{Eap, EapConfig, EapError, EapMethod, EapMsChapV2, EapTls, Msk, Step};
+use crate::command::{Cause, Failure, Path, Prompt, PromptId, PromptKind, Stage};
+use crate::crypto::Secret;
+use crate::eap::{Eap, EapError, Msk, Question, Step};
 use crate::profile::{AuthKind, DnsPolicy, Identity};
 use crate::proposal::{self, IkeSuite};
 use crate::timer::{Instant, Timer};
@@ -29,12 +31,14 @@ use crate::wire::{self, Cert, CertReq, CfgAttribute, Cp, Header, Id, Payload, Ts
 
 /// A gateway that asks a slow RADIUS server needs longer than one that answers by itself.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The largest EAP packet that we send, in octets: what fits into RADIUS on its way to an authentication server.
-const EAP_FRAGMENT: usize = 1024;
 /// The type of a PPK_ID that is configured on both sides (RFC 8784, section 5.1).
 const PPK_ID_FIXED: u8 = 2;
-/// The whole of IKE_AUTH.
+/// The whole of IKE_AUTH, without the time in which the user types.
 const DEADLINE: Duration = Duration::from_secs(90);
+/// The user's time for one answer.
+const ANSWER: Duration = Duration::from_secs(180);
+/// How often the mapping of a NAT is kept while the user types (RFC 3948, section 4).
+const NAT_KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// IKE_AUTH under way.
 pub(super) struct Auth {
@@ -45,6 +49,8 @@ pub(super) struct Auth {
     nat: Nat,
     hashes: Option<Vec<HashAlgorithm>>,
     uses_ppk: bool,
+    /// Our first AUTH is made: whether with the PPK is decided.
+    ppk_told: bool,
     /// The keys without the PPK, from our AUTH on until the gateway says whether it has the PPK.
     without_ppk: Option<PpkKeys>,
     /// IDi': what our AUTH covers of our identity.
@@ -58,18 +64,28 @@ pub(super) struct Auth {
 enum Progress {
     /// The gateway has not proven anything.
     First,
-    /// The gateway is proven; EAP rounds prove us.
+    /// Both sides are proven by certificate, and we have said who begins the second round (RFC 4739).
+    Second { standing: Standing, proven: Proven },
+    /// EAP rounds prove us, and the gateway too if it has only claimed to be the one that we want.
     Eap {
         eap: Box<Eap>,
-        verified: PeerVerified,
+        standing: Standing,
         proven: Proven,
+        asked: Option<Asked>,
     },
     /// EAP is over; both sides prove that they share its key.
     Last {
-        msk: Msk,
-        verified: PeerVerified,
+        msk: Option<Msk>,
+        standing: Standing,
         proven: Proven,
     },
+}
+
+/// A question that waits for the user.
+struct Asked {
+    id: PromptId,
+    kind: PromptKind,
+    since: Instant,
 }
 
 impl Auth {
@@ -81,6 +97,7 @@ impl Auth {
             nat,
             hashes,
             uses_ppk,
+            multiple_auth,
         } = agreed;
         let id = our_identity(&config, &channel).to_wire();
         let offer = ChildOffer::new(&config.profile, cx.rng);
@@ -93,13 +110,19 @@ impl Auth {
             nat,
             hashes,
             uses_ppk,
+            ppk_told: false,
             without_ppk: None,
             id,
             offer,
             progress,
             started: cx.now,
         };
-        match auth.send_first(cx) {
+        let sent = if auth.config.profile.auth.certificate_first && !multiple_auth {
+            Err(Cause::OneRoundOnly)
+        } else {
+            auth.send_first(cx)
+        };
+        match sent {
             Ok(()) => Ok(auth),
             Err(cause) => {
                 auth.abandon(cx);
@@ -115,18 +138,24 @@ impl Auth {
         let config = Arc::clone(&self.config);
         let (profile, credentials) = (&config.profile, &config.credentials);
         let method = profile.auth.method;
-        let prf = self.channel.keys.prf;
+        let certificate_first = profile.auth.certificate_first;
         let auth = match method {
             AuthKind::Psk => {
                 let psk = credentials.psk.as_ref();
                 let psk = psk.ok_or_else(|| Cause::Credential("the profile has no pre-shared key".into()))?;
-                Some(self.prove(|octets| Ok(shared_key_auth(prf, psk.as_bytes(), octets)))?)
+                Some(self.prove(|keys, octets| {
+                    Ok(shared_key(&shared_key_mic(keys.prf, psk.as_bytes(), octets)))
+                })?)
             }
             AuthKind::Certificate => {
                 let hashes = self.hashes.clone();
-                Some(self.prove(|octets| proof::sign(&config, hashes.as_deref(), octets))?)
+                Some(self.prove(|_, octets| proof::sign(&config, hashes.as_deref(), octets))?)
             }
-            AuthKind::EapTls | AuthKind::EapMsChapV2 => None,
+            _ if certificate_first => {
+                let hashes = self.hashes.clone();
+                Some(self.prove(|_, octets| proof::sign(&config, hashes.as_deref(), octets))?)
+            }
+            _ => None,
         };
         let id = Id::new(self.id.0, &self.id.1);
         let authorities: Vec<u8> = if profile.gateway.anchors.system {
@@ -142,7 +171,7 @@ impl Auth {
         };
         let gateway_id = profile.gateway.identity.to_wire();
         let mut payloads = vec![Payload::IdInitiator(id)];
-        if method == AuthKind::Certificate {
+        if method == AuthKind::Certificate || certificate_first {
             payloads.extend(credentials.chain.iter().map(|link| {
                 Payload::Cert(Cert {
                     encoding: CertEncoding::X509_SIGNATURE,
@@ -181,6 +210,13 @@ impl Auth {
             self.offer.remote.iter().copied().map(Ts::from).collect(),
         ));
         payloads.push(notify(NotifyType::ESP_TFC_PADDING_NOT_SUPPORTED, &[]));
+        if certificate_first {
+            payloads.push(notify(NotifyType::MULTIPLE_AUTH_SUPPORTED, &[]));
+            payloads.push(notify(NotifyType::ANOTHER_AUTH_FOLLOWS, &[]));
+        }
+        if profile.auth.eap_only {
+            payloads.push(notify(NotifyType::EAP_ONLY_AUTHENTICATION, &[]));
+        }
         if profile.ike.mobike {
             payloads.push(notify(NotifyType::MOBIKE_SUPPORTED, &[]));
         }
@@ -190,15 +226,19 @@ impl Auth {
             .map_err(|error| unsendable(&error))
     }
 
-    /// Our AUTH, made by `sign` of the octets that it covers. If both sides know of a PPK, it is stirred into the keys from
-    /// here on (RFC 8784, section 3).
+    /// Our AUTH, made by `sign` with the keys of the moment, of the octets that it covers. If both sides know of a PPK, it is
+    /// stirred into the keys from our first AUTH on (RFC 8784, section 3).
     fn prove(
         &mut self,
-        sign: impl Fn(&[u8]) -> Result<(AuthMethod, Vec<u8>), Cause>,
+        sign: impl Fn(&SaKeys, &[u8]) -> Result<(AuthMethod, Vec<u8>), Cause>,
     ) -> Result<OurProof, Cause> {
         let id = Id::new(self.id.0, &self.id.1).body();
         let config = Arc::clone(&self.config);
-        let ppk = config.ppk().filter(|_| self.uses_ppk);
+        // A second round goes on with the keys of the first.
+        let configured = config
+            .ppk()
+            .filter(|_| !std::mem::replace(&mut self.ppk_told, true));
+        let ppk = configured.filter(|_| self.uses_ppk);
         let mut proof = OurProof {
             ppk_id: None,
             without_ppk: None,
@@ -208,16 +248,16 @@ impl Auth {
         if let Some((ppk, secret)) = ppk {
             if !ppk.required {
                 let octets = self.transcript.initiator_octets(&self.channel.keys, &id);
-                let (_, data) = sign(&octets)?;
+                let (_, data) = sign(&self.channel.keys, &octets)?;
                 proof.without_ppk = Some(data);
             }
             proof.ppk_id = Some([&[PPK_ID_FIXED], ppk.id.as_slice()].concat());
             self.without_ppk = Some(self.channel.keys.stir_in(secret).map_err(Broken::from)?);
-        } else if config.ppk().is_some() {
+        } else if configured.is_some() {
             tracing::warn!("the gateway knows no post-quantum pre-shared keys: going on without");
         }
         let octets = self.transcript.initiator_octets(&self.channel.keys, &id);
-        (proof.method, proof.data) = sign(&octets)?;
+        (proof.method, proof.data) = sign(&self.channel.keys, &octets)?;
         Ok(proof)
     }
 
@@ -243,11 +283,27 @@ impl Auth {
     fn stage(&self) -> Stage {
         match self.progress {
             Progress::First => Stage::IkeAuth,
-            Progress::Eap { .. } | Progress::Last { .. } => Stage::Eap,
+            Progress::Second { .. } | Progress::Eap { .. } | Progress::Last { .. } => Stage::Eap,
+        }
+    }
+
+    fn asked(&self) -> Option<&Asked> {
+        match &self.progress {
+            Progress::Eap { asked, .. } => asked.as_ref(),
+            Progress::First | Progress::Second { .. } | Progress::Last { .. } => None,
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        if let Some(asked) = self.asked() {
+            let deadline = (asked.since + ANSWER, Timer::AttemptDeadline);
+            let keepalive = (self.channel.last_out + NAT_KEEPALIVE, Timer::NatKeepalive);
+            return Some(if self.nat.local {
+                deadline.min(keepalive)
+            } else {
+                deadline
+            });
+        }
         let deadline = (self.started + DEADLINE, Timer::AttemptDeadline);
         Some(
             self.channel
@@ -257,6 +313,16 @@ impl Auth {
     }
 
     pub(super) fn handle_timeout(mut self: Box<Self>, cx: &mut Cx<'_>) -> Next {
+        if let Some(asked) = self.asked() {
+            if cx.now >= asked.since + ANSWER {
+                let cause = Cause::Unanswered(asked.kind);
+                return Err(self.give_up(cause, cx));
+            }
+            if self.nat.local && cx.now >= self.channel.last_out + NAT_KEEPALIVE {
+                self.channel.keep_mapping(cx);
+            }
+            return Ok(State::Auth(self));
+        }
         if self.channel.is_given_up(cx.now, PATIENCE) || cx.now >= self.started + DEADLINE {
             return Err(Failure {
                 stage: self.stage(),
@@ -265,6 +331,35 @@ impl Auth {
         }
         self.channel.handle_timeout(cx);
         Ok(State::Auth(self))
+    }
+
+    /// The user's answer, or that there is none.
+    pub(super) fn reply(mut self: Box<Self>, id: PromptId, answer: Option<&Secret>, cx: &mut Cx<'_>) -> Next {
+        let Progress::Eap { eap, asked, .. } = &mut self.progress else {
+            return Ok(State::Auth(self));
+        };
+        let Some(question) = asked.take_if(|question| question.id == id) else {
+            return Ok(State::Auth(self));
+        };
+        let Some(answer) = answer else {
+            return Err(self.give_up(Cause::Unanswered(question.kind), cx));
+        };
+        // The user's time is not the gateway's.
+        self.started = self.started + cx.now.since(question.since);
+        let step = eap.answer(answer).map_err(eap_failure);
+        match step.and_then(|step| self.follow_eap(step, cx)) {
+            Ok(()) => Ok(State::Auth(self)),
+            Err(cause) => Err(self.give_up(cause, cx)),
+        }
+    }
+
+    /// Ends the attempt by our own decision, of which the gateway is told.
+    fn give_up(&mut self, cause: Cause, cx: &mut Cx<'_>) -> Failure {
+        self.abandon(cx);
+        Failure {
+            stage: self.stage(),
+            cause,
+        }
     }
 
     /// Tells the gateway, which may believe the SA to be up, that it is not (RFC 7296, section 2.21.2).
@@ -376,39 +471,13 @@ impl Auth {
             self.settle_ppk(&payloads)?;
         }
         match std::mem::replace(&mut self.progress, Progress::First) {
-            Progress::First => {
-                let wants_eap = matches!(
-                    self.config.profile.auth.method,
-                    AuthKind::EapTls | AuthKind::EapMsChapV2
-                );
-                if !has_auth {
-                    return Err(Cause::GatewayUnproven);
-                }
-                let (verified, proven) = proof::verify_gateway(
-                    &self.config,
-                    &payloads,
-                    &self.transcript,
-                    &self.channel.keys,
-                    self.hashes.is_some(),
-                    cx.unix,
-                )?;
-                match (wants_eap, eap) {
-                    (false, None) => Ok(Some((verified, proven))),
-                    (true, Some(packet)) => {
-                        cx.news.push_back(News::Stage(Stage::Eap));
-                        let eap = Box::new(Eap::new(self.eap_config(&verified)?));
-                        self.progress = Progress::Eap {
-                            eap,
-                            verified,
-                            proven,
-                        };
-                        self.handle_eap(packet, cx).map(|()| None)
-                    }
-                    (_, eap) => Err(Cause::EapExpectation {
-                        gateway_wants_eap: eap.is_some(),
-                    }),
-                }
-            }
+            Progress::First => self.advance_first(&payloads, eap, cx),
+            Progress::Second { standing, proven } => match eap {
+                Some(packet) => self.start_eap(standing, proven, packet, cx).map(|()| None),
+                None => Err(Cause::Protocol(
+                    "IKE_AUTH: AUTH came instead of the second round".into(),
+                )),
+            },
             running @ Progress::Eap { .. } => {
                 let Some(packet) = eap else {
                     return Err(Cause::Protocol(
@@ -420,7 +489,7 @@ impl Auth {
             }
             Progress::Last {
                 msk,
-                verified,
+                standing,
                 proven,
             } => {
                 let auth = payloads.iter().find_map(|payload| match payload {
@@ -428,85 +497,158 @@ impl Auth {
                     _ => None,
                 });
                 let auth = auth.ok_or(Cause::GatewayUnproven)?;
-                proof::verify_msk(&proven, auth, &self.transcript, &self.channel.keys, &msk)?;
+                let verified = proof::verify_eap(
+                    standing,
+                    &proven,
+                    auth,
+                    &self.transcript,
+                    &self.channel.keys,
+                    msk.as_ref(),
+                )?;
                 Ok(Some((verified, proven)))
             }
         }
     }
 
-    /// No secret is within reach of an EAP method before the gateway is proven, hence the witness.
-    fn eap_config(&self, _witness: &PeerVerified) -> Result<EapConfig, Cause> {
-        let SaConfig {
-            profile, credentials, ..
-        } = &*self.config;
-        let auth = &profile.auth;
-        let identity = auth.eap_identity.clone().or_else(|| auth.username.clone());
-        let anchors = auth.aaa_anchors.as_ref().unwrap_or(&profile.gateway.anchors);
-        let missing = |what: &str| Cause::Credential(format!("the profile has no {what}"));
-        let method = match auth.method {
-            AuthKind::EapTls => EapMethod::Tls(EapTls {
-                chain: credentials.chain.clone(),
-                key: credentials
-                    .key
-                    .clone()
-                    .ok_or_else(|| missing("private key for EAP-TLS"))?,
-                anchors: anchors.certificates.clone(),
-                server_identity: auth
-                    .aaa_identity
-                    .clone()
-                    .unwrap_or_else(|| profile.gateway.identity.clone()),
-                fragment_size: EAP_FRAGMENT,
-            }),
-            AuthKind::EapMsChapV2 => EapMethod::MsChapV2(EapMsChapV2 {
-                username: auth.username.clone().ok_or_else(|| missing("user name"))?,
-                password: credentials.password.clone().ok_or_else(|| missing("password"))?,
-            }),
-            AuthKind::Psk | AuthKind::Certificate => {
-                return Err(Cause::EapExpectation {
-                    gateway_wants_eap: true,
-                });
+    /// The gateway's answer to our first request.
+    fn advance_first(
+        &mut self,
+        payloads: &[Payload<'_>],
+        eap: Option<&[u8]>,
+        cx: &mut Cx<'_>,
+    ) -> Result<Option<(PeerVerified, Proven)>, Cause> {
+        let auth = &self.config.profile.auth;
+        let has_auth = payloads.iter().any(|payload| matches!(payload, Payload::Auth(_)));
+        if let (false, Some(packet)) = (has_auth, eap) {
+            let (eap_only, proven) = proof::claimed(&self.config, payloads)?;
+            self.start_eap(Standing::Claimed(eap_only), proven, packet, cx)?;
+            return Ok(None);
+        }
+        let (verified, proven) = proof::verify_gateway(
+            &self.config,
+            payloads,
+            &self.transcript,
+            &self.channel.keys,
+            self.hashes.is_some(),
+            cx.unix,
+        )?;
+        match (auth.method.is_eap(), eap) {
+            (false, None) => Ok(Some((verified, proven))),
+            (true, None) if auth.certificate_first => {
+                if payloads.iter().any(announces_another) {
+                    return Err(Cause::Protocol(
+                        "IKE_AUTH: the gateway wants to prove itself twice, which is not supported".into(),
+                    ));
+                }
+                self.send_second(cx)?;
+                self.progress = Progress::Second {
+                    standing: Standing::Verified(verified),
+                    proven,
+                };
+                Ok(None)
             }
+            (true, Some(packet)) if !auth.certificate_first => {
+                self.start_eap(Standing::Verified(verified), proven, packet, cx)?;
+                Ok(None)
+            }
+            (_, eap) => Err(Cause::EapExpectation {
+                gateway_wants_eap: eap.is_some(),
+            }),
+        }
+    }
+
+    /// Says who begins the second round: without AUTH, which means EAP (RFC 4739, section 2.1).
+    fn send_second(&mut self, cx: &mut Cx<'_>) -> Result<(), Cause> {
+        let user = self.config.profile.auth.outer_identity();
+        if let Some(name) = user {
+            self.id = user_identity(&name).to_wire();
+        }
+        let id = Id::new(self.id.0, &self.id.1);
+        self.channel
+            .request(ExchangeType::IKE_AUTH, &[Payload::IdInitiator(id)], cx)
+            .map_err(|error| unsendable(&error))
+    }
+
+    fn start_eap(
+        &mut self,
+        standing: Standing,
+        proven: Proven,
+        packet: &[u8],
+        cx: &mut Cx<'_>,
+    ) -> Result<(), Cause> {
+        cx.news.push_back(News::Stage(Stage::Eap));
+        let ours = our_identity(&self.config, &self.channel);
+        let eap = Box::new(method::conversation(&self.config, &standing, &ours)?);
+        self.progress = Progress::Eap {
+            eap,
+            standing,
+            proven,
+            asked: None,
         };
-        let identity = identity.unwrap_or_else(|| our_identity(&self.config, &self.channel).to_string());
-        Ok(EapConfig { identity, method })
+        self.handle_eap(packet, cx)
     }
 
     fn handle_eap(&mut self, packet: &[u8], cx: &mut Cx<'_>) -> Result<(), Cause> {
-        let Progress::Eap {
-            mut eap,
-            verified,
-            proven,
-        } = std::mem::replace(&mut self.progress, Progress::First)
+        let Progress::Eap { eap, .. } = &mut self.progress else {
+            return Err(Cause::GatewayUnproven);
+        };
+        let step = eap.handle(packet, cx.rng, cx.unix).map_err(eap_failure)?;
+        self.follow_eap(step, cx)
+    }
+
+    fn follow_eap(&mut self, step: Step, cx: &mut Cx<'_>) -> Result<(), Cause> {
+        match step {
+            Step::Reply(reply) => {
+                let reply = Zeroizing::new(reply);
+                self.channel
+                    .request(ExchangeType::IKE_AUTH, &[Payload::Eap(&reply)], cx)
+                    .map_err(|error| unsendable(&error))
+            }
+            Step::Ask(question) => {
+                self.ask(question, cx);
+                Ok(())
+            }
+            Step::Success(msk) => self.send_last(msk, cx),
+        }
+    }
+
+    fn ask(&mut self, question: Question, cx: &mut Cx<'_>) {
+        let Progress::Eap { asked, .. } = &mut self.progress else {
+            return;
+        };
+        let Question { kind, message } = question;
+        // One that nobody can mistake for another, whatever SAs there are.
+        let id = PromptId(u32::from_be_bytes(cx.rng.bytes()));
+        *asked = Some(Asked {
+            id,
+            kind,
+            since: cx.now,
+        });
+        cx.news.push_back(News::Prompt(Prompt {
+            id,
+            kind,
+            profile: self.config.profile.name.clone(),
+            message,
+        }));
+    }
+
+    /// EAP is over: proves that we have its key.
+    fn send_last(&mut self, msk: Option<Msk>, cx: &mut Cx<'_>) -> Result<(), Cause> {
+        let Progress::Eap { standing, proven, .. } = std::mem::replace(&mut self.progress, Progress::First)
         else {
             return Err(Cause::GatewayUnproven);
         };
-        let step = eap.handle(packet, cx.rng, cx.unix).map_err(|error| match error {
-            EapError::MethodOffered { offered, wanted } => Cause::EapMethod { offered, wanted },
-            other => Cause::Eap(other),
-        })?;
-        match step {
-            Step::Reply(reply) => {
-                self.progress = Progress::Eap {
-                    eap,
-                    verified,
-                    proven,
-                };
-                self.channel
-                    .request(ExchangeType::IKE_AUTH, &[Payload::Eap(&reply)], cx)
-            }
-            Step::Success(msk) => {
-                let prf = self.channel.keys.prf;
-                let proof = self.prove(|octets| Ok(shared_key_auth(prf, msk.as_bytes(), octets)))?;
-                self.progress = Progress::Last {
-                    msk,
-                    verified,
-                    proven,
-                };
-                let payloads: Vec<Payload<'_>> = [proof.auth()].into_iter().chain(proof.notifies()).collect();
-                self.channel.request(ExchangeType::IKE_AUTH, &payloads, cx)
-            }
-        }
-        .map_err(|error| unsendable(&error))
+        let proof =
+            self.prove(|keys, octets| Ok(shared_key(&proof::prove_eap(keys, msk.as_ref(), octets))))?;
+        self.progress = Progress::Last {
+            msk,
+            standing,
+            proven,
+        };
+        let payloads: Vec<Payload<'_>> = [proof.auth()].into_iter().chain(proof.notifies()).collect();
+        self.channel
+            .request(ExchangeType::IKE_AUTH, &payloads, cx)
+            .map_err(|error| unsendable(&error))
     }
 }
 
@@ -515,7 +657,7 @@ impl Progress {
     fn failure(&self) -> Option<Cause> {
         match self {
             Self::Eap { eap, .. } => eap.failure().cloned().map(Cause::Eap),
-            Self::First | Self::Last { .. } => None,
+            Self::First | Self::Second { .. } | Self::Last { .. } => None,
         }
     }
 }
@@ -545,8 +687,7 @@ impl OurProof {
     }
 }
 
-fn shared_key_auth(prf: Prf, secret: &[u8], octets: &[u8]) -> (AuthMethod, Vec<u8>) {
-    let mic = shared_key_mic(prf, secret, octets);
+fn shared_key(mic: &Secret) -> (AuthMethod, Vec<u8>) {
     (AuthMethod::SHARED_KEY_MIC, mic.as_bytes().to_vec())
 }
 
@@ -558,15 +699,20 @@ enum Answered {
 /// IDi: as configured, or what our credentials say.
 fn our_identity(config: &SaConfig, channel: &Channel) -> Identity {
     let auth = &config.profile.auth;
-    let certificate = match auth.method {
-        AuthKind::Certificate | AuthKind::EapTls => config.credentials.chain.first(),
-        AuthKind::Psk | AuthKind::EapMsChapV2 => None,
-    };
+    let has_certificate = auth.certificate_first || auth.method.needs_certificate();
+    let certificate = config.credentials.chain.first().filter(|_| has_certificate);
     auth.identity
         .clone()
         .or_else(|| certificate.map(Identity::of_certificate))
-        .or_else(|| auth.username.as_deref().map(user_identity))
+        .or_else(|| auth.user_identity().as_deref().map(user_identity))
         .unwrap_or_else(|| Identity::Address(channel.path.local.ip()))
+}
+
+fn eap_failure(error: EapError) -> Cause {
+    match error {
+        EapError::MethodOffered { offered, wanted } => Cause::EapMethod { offered, wanted },
+        other => Cause::Eap(other),
+    }
 }
 
 /// A user name as identity: an e-mail address, or else opaque octets.
@@ -609,6 +755,11 @@ fn configuration_request<'a>(dns: bool, [v4, v6]: &'a [Vec<u8>; 2]) -> Cp<'a> {
         kind: CfgType::REQUEST,
         attributes,
     }
+}
+
+/// The sender wants to authenticate once more after this (RFC 4739, section 3.2).
+fn announces_another(payload: &Payload<'_>) -> bool {
+    matches!(payload, Payload::Notify(notify) if notify.kind == NotifyType::ANOTHER_AUTH_FOLLOWS)
 }
 
 /// What a response without AUTH and EAP says. Some gateways leave AUTH out when only the Child SA fails.

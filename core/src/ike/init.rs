@@ -357,7 +357,9 @@ impl Init {
             return Err(broken("the responder's SPI is zero"));
         }
         let (mut sa, mut ke, mut nonce) = (None, None, None);
-        let (mut fragmentation, mut intermediate, mut uses_ppk, mut hashes) = (false, false, false, None);
+        let (mut fragmentation, mut intermediate, mut uses_ppk, mut multiple_auth) =
+            (false, false, false, false);
+        let mut hashes = None;
         for payload in &message.payloads {
             let repeated = match payload {
                 Payload::Sa(proposals) => sa.replace(proposals).is_some(),
@@ -367,6 +369,7 @@ impl Init {
                     fragmentation |= notify.kind == NotifyType::IKEV2_FRAGMENTATION_SUPPORTED;
                     intermediate |= notify.kind == NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED;
                     uses_ppk |= notify.kind == NotifyType::USE_PPK;
+                    multiple_auth |= notify.kind == NotifyType::MULTIPLE_AUTH_SUPPORTED;
                     if notify.kind == NotifyType::SIGNATURE_HASH_ALGORITHMS {
                         let pairs = notify.data.chunks_exact(2);
                         hashes = Some(
@@ -455,6 +458,7 @@ impl Init {
             nat,
             hashes,
             uses_ppk,
+            multiple_auth,
         })
     }
 }
@@ -469,4 +473,6 @@ pub(super) struct Agreed {
     pub(super) hashes: Option<Vec<HashAlgorithm>>,
     /// The gateway knows PPKs (RFC 8784).
     pub(super) uses_ppk: bool,
+    /// The gateway lets a client authenticate more than once (RFC 4739).
+    pub(super) multiple_auth: bool,
 }

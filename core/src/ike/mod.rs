@@ -14,6 +14,7 @@ mod init;
 mod intermediate;
 mod keys;
 mod make_child;
+mod method;
 mod mobility;
 mod nat;
 mod proof;
@@ -29,7 +30,7 @@ pub(crate) use children::add_traffic;
 pub(crate) use established::{Established, Hint};
 pub(crate) use window::jitter;
 
-use crate::command::{Cause, Failure, Path, Rekey, Roam, Stage, Traffic, Transmit};
+use crate::command::{Cause, Failure, Path, Prompt, PromptId, Rekey, Roam, Stage, Traffic, Transmit};
 use crate::crypto::Secret;
 use crate::esp::{self, Discard};
 use crate::profile::{Credentials, Ppk, Profile};
@@ -57,6 +58,8 @@ pub(crate) struct Cx<'a> {
 pub(crate) enum News {
     /// The attempt has come this far.
     Stage(Stage),
+    /// The gateway wants to know something of the user; the answer goes to [`IkeSa::reply`].
+    Prompt(Prompt),
     /// The gateway is proven, and the SA with its first child is up.
     Up,
     /// What the SA carried; it is gone.
@@ -281,6 +284,14 @@ impl IkeSa {
             State::Closing(closing) => Some(closing.poll_timeout()),
             State::Dead => None,
         }
+    }
+
+    /// The user's answer to a prompt, or that there is none. One that the SA does not wait for is ignored.
+    pub(crate) fn reply(&mut self, id: PromptId, answer: Option<&Secret>, cx: &mut Cx<'_>) {
+        self.step(cx, |state, cx| match state {
+            State::Auth(auth) => auth.reply(id, answer, cx),
+            other => Ok(other),
+        });
     }
 
     /// Ends the SA and tells the gateway, if it has one to end.

@@ -17,6 +17,20 @@ use crate::wire::{Auth, Cert, Id, Payload};
 #[derive(Debug)]
 pub(super) struct PeerVerified(());
 
+/// Nobody has proven the gateway, and the profile has an EAP method that does (RFC 5998). Only a look at the profile
+/// makes one.
+#[derive(Debug)]
+pub(super) struct EapOnly(());
+
+/// What is known of the gateway when EAP begins. Without it no EAP method runs.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// It has proven its identity with its certificate.
+    Verified(PeerVerified),
+    /// It has claimed the identity that the profile demands, and EAP must prove it.
+    Claimed(EapOnly),
+}
+
 /// What AUTH payloads are computed over besides the identity.
 pub(super) struct Transcript {
     /// RealMessage1: our last IKE_SA_INIT request.
@@ -143,10 +157,10 @@ pub(super) fn verify_gateway(
         return Err(Cause::GatewayUnproven);
     };
     let octets = transcript.responder_octets(keys, &id.body());
-    let received = Identity::from_wire(id.kind, id.data);
     if config.profile.auth.method == AuthKind::Psk {
-        return verify_psk(config, id, received.as_ref(), auth, &octets, keys.prf);
+        return verify_psk(config, id, auth, &octets, keys.prf);
     }
+    let received = Identity::from_wire(id.kind, id.data);
     let gateway = &config.profile.gateway;
     if auth.method == AuthMethod::SHARED_KEY_MIC {
         // A password never stands in for the certificate: method confusion.
@@ -189,22 +203,11 @@ pub(super) struct Proven {
 fn verify_psk(
     config: &SaConfig,
     id: &Id<'_>,
-    received: Option<&Identity>,
     auth: &Auth<'_>,
     octets: &[u8],
     prf: Prf,
 ) -> Result<(PeerVerified, Proven), Cause> {
-    let expected = &config.profile.gateway.identity;
-    if !received.is_some_and(|received| received.matches(expected)) {
-        let received = received.map_or_else(
-            || format!("{} of {} octets", id.kind, id.data.len()),
-            ToString::to_string,
-        );
-        return Err(Cause::IdentityMismatch {
-            expected: expected.to_string(),
-            received,
-        });
-    }
+    let identity = demanded(&config.profile.gateway.identity, id)?;
     if auth.method != AuthMethod::SHARED_KEY_MIC {
         return Err(Cause::CertificateForPsk(auth.method));
     }
@@ -219,7 +222,7 @@ fn verify_psk(
     Ok((
         PeerVerified(()),
         Proven {
-            identity: expected.to_string(),
+            identity,
             id_body: id.body(),
         },
     ))
@@ -280,18 +283,73 @@ fn verify_signature(
     }
 }
 
-/// Checks the gateway's AUTH after EAP, made with the method's MSK.
-pub(super) fn verify_msk(
+/// Checks the claim of a gateway that proves itself in EAP alone.
+pub(super) fn claimed(config: &SaConfig, payloads: &[Payload<'_>]) -> Result<(EapOnly, Proven), Cause> {
+    let auth = &config.profile.auth;
+    let id = payloads.iter().find_map(|payload| match payload {
+        Payload::IdResponder(id) => Some(id),
+        _ => None,
+    });
+    let id = id.ok_or(Cause::GatewayUnproven)?;
+    if !auth.eap_only || !auth.method.proves_the_server() {
+        return Err(Cause::GatewayUnproven);
+    }
+    let expected = &config.profile.gateway.identity;
+    let identity = demanded(expected, id)?;
+    Ok((
+        EapOnly(()),
+        Proven {
+            identity,
+            id_body: id.body(),
+        },
+    ))
+}
+
+/// The gateway's identity, if it is exactly the one that the profile demands.
+fn demanded(expected: &Identity, id: &Id<'_>) -> Result<String, Cause> {
+    let received = Identity::from_wire(id.kind, id.data);
+    if received
+        .as_ref()
+        .is_some_and(|received| received.matches(expected))
+    {
+        return Ok(expected.to_string());
+    }
+    let received = received.map_or_else(
+        || format!("{} of {} octets", id.kind, id.data.len()),
+        |received| received.to_string(),
+    );
+    Err(Cause::IdentityMismatch {
+        expected: expected.to_string(),
+        received,
+    })
+}
+
+/// Our AUTH after EAP: with the method's MSK, or with SK_pi if the method makes none (RFC 7296, section 2.16).
+pub(super) fn prove_eap(keys: &SaKeys, msk: Option<&Msk>, octets: &[u8]) -> Secret {
+    let secret = msk.map_or(keys.proof_initiator.as_bytes(), Msk::as_bytes);
+    shared_key_mic(keys.prf, secret, octets)
+}
+
+/// Checks the gateway's AUTH after EAP, made with the method's MSK, or with SK_pr if the method makes none and the
+/// gateway is proven already (RFC 7296, section 2.16; RFC 5998, section 3).
+pub(super) fn verify_eap(
+    standing: Standing,
     proven: &Proven,
     auth: &Auth<'_>,
     transcript: &Transcript,
     keys: &SaKeys,
-    msk: &Msk,
-) -> Result<(), Cause> {
+    msk: Option<&Msk>,
+) -> Result<PeerVerified, Cause> {
+    let (verified, secret) = match (standing, msk) {
+        (Standing::Verified(verified), None) => (verified, keys.proof_responder.as_bytes()),
+        (Standing::Verified(verified), Some(msk)) => (verified, msk.as_bytes()),
+        (Standing::Claimed(_), Some(msk)) => (PeerVerified(()), msk.as_bytes()),
+        (Standing::Claimed(_), None) => return Err(Cause::GatewayUnproven),
+    };
     let octets = transcript.responder_octets(keys, &proven.id_body);
-    let expected = shared_key_mic(keys.prf, msk.as_bytes(), &octets);
+    let expected = shared_key_mic(keys.prf, secret, &octets);
     if auth.method != AuthMethod::SHARED_KEY_MIC || !constant_time_eq(expected.as_bytes(), auth.data) {
         return Err(Cause::EapKeyMismatch);
     }
-    Ok(())
+    Ok(verified)
 }

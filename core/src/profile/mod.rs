@@ -90,15 +90,20 @@ pub struct Anchors {
 pub struct Auth {
     /// With what.
     pub method: AuthKind,
-    /// IDi; by default the certificate's subjectAltName or subject, or the user name.
+    /// The certificate proves us first, in a round of its own (RFC 4739), and then `method`, which is an EAP method.
+    pub certificate_first: bool,
+    /// The EAP server, which is the gateway, proves itself in EAP alone (RFC 5998). Only with methods in which it does.
+    pub eap_only: bool,
+    /// IDi; by default the certificate's subjectAltName or subject, the anonymous identity, or the user name.
     pub identity: Option<Identity>,
-    /// The identity in EAP-Response/Identity; by default the user name, or else IDi as text.
+    /// The identity in EAP-Response/Identity; by default an anonymous one if the real one goes through a tunnel, the
+    /// user name, or else IDi as text.
     pub eap_identity: Option<String>,
     /// The user name of a password method.
     pub username: Option<String>,
-    /// Names of which the EAP-TLS server's certificate must carry one; by default the gateway's identity.
+    /// The name that the certificate of the EAP server must carry; by default the gateway's identity.
     pub aaa_identity: Option<Identity>,
-    /// The certification authorities that may vouch for the EAP-TLS server; by default the gateway's.
+    /// The certification authorities that may vouch for the EAP server; by default the gateway's.
     pub aaa_anchors: Option<Anchors>,
     /// A post-quantum pre-shared key beside all of that (RFC 8784).
     pub ppk: Option<Ppk>,
@@ -113,6 +118,38 @@ pub struct Ppk {
     pub required: bool,
 }
 
+impl Auth {
+    /// The identity in EAP-Response/Identity, which is not secret.
+    #[must_use]
+    pub fn outer_identity(&self) -> Option<String> {
+        let given = self.eap_identity.clone();
+        given
+            .or_else(|| self.anonymous())
+            .or_else(|| self.username.clone())
+    }
+
+    /// IDi without a certificate, by default. Whoever answers in the gateway's place sees it, so that it tells no more
+    /// than EAP does outside of its tunnel.
+    #[must_use]
+    pub fn user_identity(&self) -> Option<String> {
+        if self.method.is_tunnelled() {
+            self.outer_identity()
+        } else {
+            self.username.clone()
+        }
+    }
+
+    /// What everybody on the way may know of a user whose name goes through a tunnel: the realm, which leads the way to
+    /// his server (RFC 7542, section 2.4).
+    pub(crate) fn anonymous(&self) -> Option<String> {
+        let realm = self.username.as_deref().and_then(|name| name.rsplit_once('@'));
+        self.method.is_tunnelled().then(|| match realm {
+            Some((_, realm)) => format!("anonymous@{realm}"),
+            None => "anonymous".to_owned(),
+        })
+    }
+}
+
 /// With what we prove ourselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthKind {
@@ -124,6 +161,84 @@ pub enum AuthKind {
     EapTls,
     /// A user name and a password, in EAP-MSCHAPv2.
     EapMsChapV2,
+    /// A user name and a password, in the tunnel of EAP-TTLS (RFC 5281).
+    EapTtls(TtlsInner),
+    /// A user name and a password, in the tunnel of PEAP.
+    EapPeap(PeapInner),
+    /// The user's answers to the questions of EAP-GTC (RFC 3748, section 5.6).
+    EapGtc,
+}
+
+/// What runs in the tunnel of EAP-TTLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TtlsInner {
+    /// MSCHAPv2 as it is.
+    MsChapV2,
+    /// EAP-MSCHAPv2.
+    EapMsChapV2,
+    /// PAP: the server gets the password.
+    Pap,
+    /// EAP-GTC.
+    Gtc,
+    /// EAP-MD5.
+    Md5,
+}
+
+/// What runs in the tunnel of PEAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeapInner {
+    /// EAP-MSCHAPv2.
+    MsChapV2,
+    /// EAP-GTC.
+    Gtc,
+}
+
+impl AuthKind {
+    /// It is an EAP method.
+    #[must_use]
+    pub const fn is_eap(self) -> bool {
+        !matches!(self, Self::Psk | Self::Certificate)
+    }
+
+    /// It proves who we are inside a tunnel to a server that has proven itself.
+    #[must_use]
+    pub const fn is_tunnelled(self) -> bool {
+        matches!(self, Self::EapTtls(_) | Self::EapPeap(_))
+    }
+
+    /// The EAP server proves itself in it by a certificate, and it makes a key: the methods that may stand alone (RFC
+    /// 5998, section 4).
+    #[must_use]
+    pub const fn proves_the_server(self) -> bool {
+        matches!(self, Self::EapTls | Self::EapTtls(_) | Self::EapPeap(_))
+    }
+
+    /// It needs a certificate and its private key.
+    #[must_use]
+    pub const fn needs_certificate(self) -> bool {
+        matches!(self, Self::Certificate | Self::EapTls)
+    }
+
+    /// It needs a user name.
+    #[must_use]
+    pub const fn needs_username(self) -> bool {
+        matches!(
+            self,
+            Self::EapMsChapV2 | Self::EapTtls(_) | Self::EapPeap(_) | Self::EapGtc
+        )
+    }
+
+    /// It needs a password before it begins. EAP-GTC asks when it comes to that, since it may be for a code.
+    #[must_use]
+    pub const fn needs_password(self) -> bool {
+        match self {
+            Self::EapMsChapV2 | Self::EapPeap(PeapInner::MsChapV2) => true,
+            Self::EapTtls(inner) => !matches!(inner, TtlsInner::Gtc),
+            Self::Psk | Self::Certificate | Self::EapTls | Self::EapPeap(PeapInner::Gtc) | Self::EapGtc => {
+                false
+            }
+        }
+    }
 }
 
 /// What the profile's owner keeps secret. Printed as nothing, zeroized when dropped.

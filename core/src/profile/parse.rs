@@ -7,7 +7,7 @@ use toml::de::DeTable;
 use super::reader::{self, Reader, Schema, Section, fault};
 use super::report::{ProfileError, ProfileErrors, Report};
 use super::value::host_name;
-use super::{Anchors, Auth, AuthKind, Credentials, Gateway, Host, Identity, Profile};
+use super::{Anchors, Auth, AuthKind, Credentials, Gateway, Host, Identity, PeapInner, Profile, TtlsInner};
 use crate::crypto::Secret;
 use crate::pki::Certificate;
 use crate::timer::UnixTime;
@@ -83,8 +83,10 @@ impl Parsed {
     pub const fn missing_secret(&self) -> Option<MissingSecret> {
         match self.profile.auth.method {
             AuthKind::Psk if self.credentials.psk.is_none() => Some(MissingSecret::Psk),
-            AuthKind::EapMsChapV2 if self.credentials.password.is_none() => Some(MissingSecret::Password),
-            AuthKind::Psk | AuthKind::EapMsChapV2 | AuthKind::Certificate | AuthKind::EapTls => None,
+            method if method.needs_password() && self.credentials.password.is_none() => {
+                Some(MissingSecret::Password)
+            }
+            _ => None,
         }
     }
 }
@@ -159,6 +161,8 @@ const SCHEMAS: &[Schema] = &[
         table: "auth",
         keys: &[
             "method",
+            "inner",
+            "eap_only",
             "identity",
             "eap_identity",
             "certificate",
@@ -214,16 +218,72 @@ const SCHEMAS: &[Schema] = &[
     },
 ];
 
-/// The methods of authentication, and those that other clients or later versions know.
-const METHODS: &[(&str, Option<AuthKind>)] = &[
-    ("eap-tls", Some(AuthKind::EapTls)),
-    ("certificate", Some(AuthKind::Certificate)),
-    ("eap-mschapv2", Some(AuthKind::EapMsChapV2)),
-    ("psk", Some(AuthKind::Psk)),
-    ("eap-ttls", None),
-    ("eap-peap", None),
-    ("eap-gtc", None),
+/// The methods of authentication, those with a tunnel with what runs in it by default.
+const METHODS: &[(&str, AuthKind)] = &[
+    ("eap-tls", AuthKind::EapTls),
+    ("certificate", AuthKind::Certificate),
+    ("eap-mschapv2", AuthKind::EapMsChapV2),
+    ("eap-ttls", AuthKind::EapTtls(TtlsInner::MsChapV2)),
+    ("eap-peap", AuthKind::EapPeap(PeapInner::MsChapV2)),
+    ("eap-gtc", AuthKind::EapGtc),
+    ("psk", AuthKind::Psk),
 ];
+
+/// What may run in the tunnel of EAP-TTLS.
+const TTLS_INNER: &[(&str, TtlsInner)] = &[
+    ("mschapv2", TtlsInner::MsChapV2),
+    ("eap-mschapv2", TtlsInner::EapMsChapV2),
+    ("pap", TtlsInner::Pap),
+    ("gtc", TtlsInner::Gtc),
+    ("md5", TtlsInner::Md5),
+];
+
+/// What may run in the tunnel of PEAP.
+const PEAP_INNER: &[(&str, PeapInner)] = &[
+    ("mschapv2", PeapInner::MsChapV2),
+    ("eap-mschapv2", PeapInner::MsChapV2),
+    ("gtc", PeapInner::Gtc),
+];
+
+/// How we prove ourselves, as `auth.method` says it.
+#[derive(Clone, Copy)]
+struct Method {
+    kind: AuthKind,
+    /// `certificate+` is before it.
+    certificate_first: bool,
+    name: &'static str,
+}
+
+impl Method {
+    fn parse(text: &str) -> Option<Self> {
+        let (certificate_first, name) = match text.strip_prefix("certificate+") {
+            Some(name) => (true, name),
+            None => (false, text),
+        };
+        let (name, kind) = METHODS.iter().find(|(known, _)| *known == name)?;
+        let method = Self {
+            kind: *kind,
+            certificate_first,
+            name,
+        };
+        (kind.is_eap() || !certificate_first).then_some(method)
+    }
+
+    const fn needs_certificate(self) -> bool {
+        self.certificate_first || self.kind.needs_certificate()
+    }
+}
+
+impl std::fmt::Display for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let first = if self.certificate_first {
+            "certificate+"
+        } else {
+            ""
+        };
+        write!(f, "{first}{}", self.name)
+    }
+}
 
 struct Parser<'t, 's> {
     reader: Reader<'t>,
@@ -252,6 +312,13 @@ impl<'t> Parser<'t, '_> {
             (None, None) => String::new(),
         };
         let identities = method.map(|method| self.auth(auth, method));
+        if let (Some(gateway), Some(identities)) = (&gateway, &identities)
+            && gateway.pin.is_some()
+            && identities.eap_only
+        {
+            let message = "cannot be combined with gateway.certificate, which the gateway does not show then";
+            self.reader.error_at(auth, "eap_only", message);
+        }
         let ike = self.ike(ike);
         let child = self.child(child);
         let network = self.network(network);
@@ -284,7 +351,7 @@ impl<'t> Parser<'t, '_> {
         })
     }
 
-    fn gateway(&mut self, section: Section<'_, 't>, method: Option<AuthKind>) -> Option<Gateway> {
+    fn gateway(&mut self, section: Section<'_, 't>, method: Option<Method>) -> Option<Gateway> {
         if !section.has("address") {
             self.reader.error_at(
                 section,
@@ -324,7 +391,7 @@ impl<'t> Parser<'t, '_> {
             let message = "a gateway that signs with SHA-1 is accepted; collisions in SHA-1 can be made";
             self.reader.warn(section, "allow_sha1_auth", message);
         }
-        let (anchors, pin) = if method == Some(AuthKind::Psk) {
+        let (anchors, pin) = if method.is_some_and(|method| method.kind == AuthKind::Psk) {
             for key in ["ca", "certificate"].into_iter().filter(|key| section.has(key)) {
                 self.reader
                     .not_used(section, key, "with method psk the gateway shows no certificate");
@@ -350,7 +417,7 @@ impl<'t> Parser<'t, '_> {
         })
     }
 
-    fn gateway_anchors(&mut self, section: Section<'_, 't>, method: Option<AuthKind>) -> Option<Anchors> {
+    fn gateway_anchors(&mut self, section: Section<'_, 't>, method: Option<Method>) -> Option<Anchors> {
         if section.has("ca") {
             return self.anchors(section, "ca");
         }
@@ -374,32 +441,21 @@ impl<'t> Parser<'t, '_> {
         }
     }
 
-    fn method(&mut self, section: Section<'_, 't>) -> Option<AuthKind> {
-        let names = || {
-            METHODS
-                .iter()
-                .filter(|(_, kind)| kind.is_some())
-                .map(|(name, _)| *name)
-        };
+    fn method(&mut self, section: Section<'_, 't>) -> Option<Method> {
+        let names = || METHODS.iter().map(|(name, _)| *name);
         if !section.has("method") {
             let message = format!("is missing: one of {}", names().collect::<Vec<_>>().join(", "));
             self.reader.error_at(section, "method", message);
         }
         self.reader.value(section, "method", |_, value| {
             let text = reader::text(value)?;
-            match METHODS.iter().find(|(name, _)| *name == text) {
-                Some((_, Some(kind))) => return Ok(*kind),
-                Some((_, None)) => {
-                    let message = format!(
-                        "`{text}` is not supported by this version; it knows {}",
-                        names().collect::<Vec<_>>().join(", ")
-                    );
-                    return Err(fault(value, message));
-                }
-                None => {}
+            if let Some(method) = Method::parse(text) {
+                return Ok(method);
             }
-            if text.starts_with("certificate+") {
-                let message = "two rounds of authentication are not supported by this version";
+            if let Some(second) = text.strip_prefix("certificate+") {
+                let message = format!(
+                    "`{second}` cannot be the second round; it must be an EAP method, such as eap-mschapv2"
+                );
                 return Err(fault(value, message));
             }
             let near = names().map(|name| (strsim::osa_distance(text, name), name)).min();
@@ -414,16 +470,16 @@ impl<'t> Parser<'t, '_> {
         })
     }
 
-    /// Who we are, and whom EAP-TLS meets.
-    fn auth(&mut self, section: Section<'_, 't>, method: AuthKind) -> Auth {
-        let eap = matches!(method, AuthKind::EapTls | AuthKind::EapMsChapV2);
-        let certificate = matches!(method, AuthKind::EapTls | AuthKind::Certificate);
+    /// Who we are, and whom a method with TLS meets.
+    fn auth(&mut self, section: Section<'_, 't>, method: Method) -> Auth {
+        let kind = method.kind;
         let serves = |key: &str| match key {
-            "eap_identity" => eap,
-            "certificate" | "key" | "pkcs12" => certificate,
-            "aaa_identity" | "aaa_ca" => method == AuthKind::EapTls,
-            "username" | "password" => method == AuthKind::EapMsChapV2,
-            "psk" => method == AuthKind::Psk,
+            "inner" => kind.is_tunnelled(),
+            "eap_identity" => kind.is_eap(),
+            "certificate" | "key" | "pkcs12" => method.needs_certificate(),
+            "aaa_identity" | "aaa_ca" => kind.proves_the_server(),
+            "username" | "password" => kind.needs_username(),
+            "psk" => kind == AuthKind::Psk,
             _ => true,
         };
         let idle = |key: &&&str| section.has(key) && !serves(key);
@@ -433,20 +489,18 @@ impl<'t> Parser<'t, '_> {
             .flat_map(|s| s.keys)
             .filter(idle)
         {
-            let name = METHODS
-                .iter()
-                .find(|(_, kind)| *kind == Some(method))
-                .map_or("", |(name, _)| name);
             self.reader
-                .not_used(section, key, format!("method {name} does not use it"));
+                .not_used(section, key, format!("method {method} does not use it"));
         }
         if section.has("pkcs11") {
             let message = "smart cards and tokens (PKCS #11) are not supported by this version";
             self.reader.error_at(section, "pkcs11", message);
         }
+        let kind = self.inner(section, kind);
+        let eap_only = self.eap_only(section, method);
         let identity = self.identity(section, "identity");
         let username = if serves("username") {
-            self.username(section)
+            self.username(section, method)
         } else {
             None
         };
@@ -465,7 +519,7 @@ impl<'t> Parser<'t, '_> {
         } else {
             None
         };
-        if method == AuthKind::EapTls {
+        if kind.proves_the_server() {
             for key in ["aaa_identity", "aaa_ca"]
                 .into_iter()
                 .filter(|key| !section.has(key))
@@ -473,24 +527,94 @@ impl<'t> Parser<'t, '_> {
                 self.reader.defaulted(section, key, "the gateway's");
             }
         }
-        Auth {
-            method,
+        let auth = Auth {
+            method: kind,
+            certificate_first: method.certificate_first,
+            eap_only,
             identity,
             eap_identity,
             username,
             aaa_identity,
             aaa_anchors,
             ppk: None,
+        };
+        if let Some(anonymous) = auth.anonymous().filter(|_| !section.has("eap_identity")) {
+            self.reader.defaulted(section, "eap_identity", anonymous);
+        }
+        auth
+    }
+
+    /// What runs in the tunnel of a method that has one.
+    fn inner(&mut self, section: Section<'_, 't>, kind: AuthKind) -> AuthKind {
+        match kind {
+            AuthKind::EapTtls(default) => {
+                AuthKind::EapTtls(self.inner_of(section, TTLS_INNER, "EAP-TTLS", default))
+            }
+            AuthKind::EapPeap(default) => {
+                AuthKind::EapPeap(self.inner_of(section, PEAP_INNER, "PEAP", default))
+            }
+            AuthKind::Psk
+            | AuthKind::Certificate
+            | AuthKind::EapTls
+            | AuthKind::EapMsChapV2
+            | AuthKind::EapGtc => kind,
         }
     }
 
-    fn username(&mut self, section: Section<'_, 't>) -> Option<String> {
-        if !section.has("username") {
-            self.reader.error_at(
-                section,
-                "username",
-                "is missing: method eap-mschapv2 needs a user name",
+    fn inner_of<T: Copy>(
+        &mut self,
+        section: Section<'_, 't>,
+        known: &[(&str, T)],
+        tunnel: &str,
+        default: T,
+    ) -> T {
+        self.reader
+            .value_or(section, "inner", default, "mschapv2", |_, value| {
+                let text = reader::text(value)?;
+                let found = known.iter().find(|(name, _)| *name == text);
+                found.map(|(_, inner)| *inner).ok_or_else(|| {
+                    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+                    let message = format!(
+                        "`{text}` does not run inside {tunnel}; known are {}",
+                        names.join(", ")
+                    );
+                    fault(value, message)
+                })
+            })
+    }
+
+    /// Whether the gateway may prove itself in EAP alone.
+    fn eap_only(&mut self, section: Section<'_, 't>, method: Method) -> bool {
+        let fitting = !method.certificate_first && method.kind.proves_the_server();
+        if !fitting && !section.has("eap_only") {
+            return false;
+        }
+        let wanted = self
+            .reader
+            .value_or(section, "eap_only", false, "false", |_, value| {
+                reader::boolean(value)
+            });
+        if !wanted {
+            return false;
+        }
+        if !fitting {
+            let message = format!(
+                "is only for eap-tls, eap-ttls and eap-peap alone: with {method} nothing else proves the gateway"
             );
+            self.reader.error_at(section, "eap_only", message);
+        }
+        if section.has("aaa_identity") {
+            let message =
+                "cannot be combined with eap_only, where the EAP server must prove the gateway's identity";
+            self.reader.error_at(section, "aaa_identity", message);
+        }
+        true
+    }
+
+    fn username(&mut self, section: Section<'_, 't>, method: Method) -> Option<String> {
+        if !section.has("username") {
+            let message = format!("is missing: method {method} needs a user name");
+            self.reader.error_at(section, "username", message);
         }
         self.line(section, "username")
     }

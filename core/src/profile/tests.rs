@@ -355,18 +355,6 @@ fn wrong_types_are_told() {
 
 #[test]
 fn what_this_version_cannot_do_is_said() {
-    for method in ["eap-ttls", "eap-peap", "eap-gtc"] {
-        let error = &errors(&SMALL.replace("eap-mschapv2", method))[0];
-        assert!(
-            error.contains("office.toml:4:10: auth.method") && error.contains("not supported"),
-            "{error}"
-        );
-    }
-    let error = &errors(&SMALL.replace("eap-mschapv2", "certificate+eap-mschapv2"))[0];
-    assert!(
-        error.contains("two rounds of authentication are not supported"),
-        "{error}"
-    );
     let error = &errors(&with("pkcs11 = \"pkcs11:token=x\"\n"))[0];
     assert!(error.contains("6:1: auth.pkcs11: smart cards"), "{error}");
     let error = &errors(&with("[network]\nkill_switch = true\n"))[0];
@@ -510,6 +498,165 @@ fn a_post_quantum_key_exchange_can_be_demanded() {
     let text = "[ike]\nproposals = [\"aes256gcm16-prfsha384-x25519-ke1_ecp384\"]\nrequire_pq = true\n";
     let error = &errors(&with(text))[0];
     assert!(error.contains("8:1: ike.require_pq: no proposal has"), "{error}");
+}
+
+fn auth(method: &str, addition: &str) -> String {
+    SMALL.replace("eap-mschapv2", method) + addition
+}
+
+fn auth_of(method: &str, addition: &str) -> Auth {
+    read(&auth(method, addition)).unwrap().profile.auth
+}
+
+#[test]
+fn what_runs_in_a_tunnel_is_said_or_is_mschapv2() {
+    for (method, inner, kind) in [
+        ("eap-ttls", "", AuthKind::EapTtls(TtlsInner::MsChapV2)),
+        ("eap-ttls", "mschapv2", AuthKind::EapTtls(TtlsInner::MsChapV2)),
+        (
+            "eap-ttls",
+            "eap-mschapv2",
+            AuthKind::EapTtls(TtlsInner::EapMsChapV2),
+        ),
+        ("eap-ttls", "pap", AuthKind::EapTtls(TtlsInner::Pap)),
+        ("eap-ttls", "gtc", AuthKind::EapTtls(TtlsInner::Gtc)),
+        ("eap-ttls", "md5", AuthKind::EapTtls(TtlsInner::Md5)),
+        ("eap-peap", "", AuthKind::EapPeap(PeapInner::MsChapV2)),
+        ("eap-peap", "mschapv2", AuthKind::EapPeap(PeapInner::MsChapV2)),
+        ("eap-peap", "eap-mschapv2", AuthKind::EapPeap(PeapInner::MsChapV2)),
+        ("eap-peap", "gtc", AuthKind::EapPeap(PeapInner::Gtc)),
+    ] {
+        let inner = match inner {
+            "" => String::new(),
+            inner => format!("inner = \"{inner}\"\n"),
+        };
+        assert_eq!(auth_of(method, &inner).method, kind);
+    }
+    assert_eq!(
+        errors(&auth("eap-peap", "inner = \"pap\"\n")),
+        [
+            "office.toml:6:9: auth.inner: `pap` does not run inside PEAP; known are mschapv2, eap-mschapv2, gtc"
+        ]
+    );
+    let parsed = read(&auth("eap-gtc", "inner = \"pap\"\n")).unwrap();
+    assert_eq!(parsed.profile.auth.method, AuthKind::EapGtc);
+    assert_eq!(
+        remarks(&parsed.report.not_used),
+        ["6: auth.inner: method eap-gtc does not use it"]
+    );
+}
+
+#[test]
+fn a_user_in_a_tunnel_is_anonymous_outside() {
+    let of = |username: &str, addition: &str| {
+        let text = auth("eap-ttls", addition).replace("alice", username);
+        read(&text).unwrap().profile.auth
+    };
+    for (username, outside) in [
+        ("alice@example.org", "anonymous@example.org"),
+        ("alice@home@example.org", "anonymous@example.org"),
+        ("alice", "anonymous"),
+        (r"EXAMPLE\\alice", "anonymous"),
+    ] {
+        let auth = of(username, "");
+        assert_eq!(auth.outer_identity().as_deref(), Some(outside), "{username}");
+        assert_eq!(auth.user_identity().as_deref(), Some(outside), "{username}");
+    }
+    let auth = of("alice@example.org", "eap_identity = \"@example.org\"\n");
+    assert_eq!(auth.outer_identity().as_deref(), Some("@example.org"));
+    assert_eq!(auth.user_identity().as_deref(), Some("@example.org"));
+    // Without a tunnel the name is said anyway.
+    let auth = auth_of("eap-mschapv2", "");
+    assert_eq!(auth.outer_identity().as_deref(), Some("alice"));
+    let report = read(&auth_text_of_ttls()).unwrap().report;
+    let defaulted = |key: &str| {
+        report
+            .defaulted
+            .iter()
+            .find(|s| s.key == key)
+            .unwrap()
+            .value
+            .clone()
+    };
+    assert_eq!(defaulted("auth.eap_identity"), "anonymous");
+    assert_eq!(defaulted("auth.identity"), "anonymous");
+    assert_eq!(defaulted("auth.inner"), "mschapv2");
+    assert_eq!(defaulted("auth.aaa_identity"), "the gateway's");
+}
+
+fn auth_text_of_ttls() -> String {
+    auth("eap-ttls", "")
+}
+
+#[test]
+fn secrets_are_missed_before_connecting_only_where_they_are_surely_needed() {
+    for (method, addition, missing) in [
+        ("eap-ttls", "", Some(MissingSecret::Password)),
+        ("eap-ttls", "inner = \"pap\"\n", Some(MissingSecret::Password)),
+        ("eap-ttls", "inner = \"md5\"\n", Some(MissingSecret::Password)),
+        ("eap-ttls", "inner = \"gtc\"\n", None),
+        ("eap-peap", "", Some(MissingSecret::Password)),
+        ("eap-peap", "inner = \"gtc\"\n", None),
+        ("eap-gtc", "", None),
+        ("eap-peap", "password = \"x\"\n", None),
+    ] {
+        let parsed = read(&auth(method, addition)).unwrap();
+        assert_eq!(parsed.missing_secret(), missing, "{method} {addition}");
+    }
+    let parsed = read(&auth("eap-gtc", "password = \"x\"\n")).unwrap();
+    assert_eq!(parsed.credentials.password.unwrap().as_bytes(), b"x");
+}
+
+#[test]
+fn eap_alone_is_for_methods_that_prove_the_gateway() {
+    for method in ["eap-ttls", "eap-peap"] {
+        assert!(auth_of(method, "eap_only = true\n").eap_only);
+        assert!(!auth_of(method, "eap_only = false\n").eap_only);
+        assert!(!auth_of(method, "").eap_only);
+    }
+    for method in ["eap-mschapv2", "eap-gtc"] {
+        let error = &errors(&auth(method, "eap_only = true\n"))[0];
+        assert!(
+            error.contains("6:1: auth.eap_only: is only for eap-tls, eap-ttls and eap-peap"),
+            "{error}"
+        );
+        assert!(!auth_of(method, "eap_only = false\n").eap_only);
+    }
+    let error = &errors(&auth("eap-ttls", "eap_only = true\naaa_identity = \"radius\"\n"))[0];
+    assert!(
+        error.contains("7:1: auth.aaa_identity: cannot be combined with eap_only"),
+        "{error}"
+    );
+}
+
+#[test]
+fn two_rounds_are_a_certificate_and_then_eap() {
+    // The key is missing, which shows that the certificate is wanted.
+    for method in [
+        "certificate+eap-mschapv2",
+        "certificate+eap-tls",
+        "certificate+eap-ttls",
+        "certificate+eap-peap",
+        "certificate+eap-gtc",
+    ] {
+        let error = errors(&auth(method, "")).join("\n");
+        assert!(
+            error.contains("auth.certificate: is missing: the certificate with its key"),
+            "{error}"
+        );
+    }
+    for second in ["psk", "certificate", "eap-md5", ""] {
+        let error = &errors(&auth(&format!("certificate+{second}"), ""))[0];
+        assert!(
+            error.contains(&format!(
+                "4:10: auth.method: `{second}` cannot be the second round"
+            )),
+            "{error}"
+        );
+    }
+    let text = auth("certificate+eap-ttls", "eap_only = true\n");
+    let error = errors(&text).join("\n");
+    assert!(error.contains("auth.eap_only: is only for"), "{error}");
 }
 
 #[test]

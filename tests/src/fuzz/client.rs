@@ -7,7 +7,7 @@ use peregrine_core::client::Client;
 use peregrine_core::command::{Answer, Ask, Bound, Command, Event, Path, State};
 use peregrine_core::crypto::{KeyExchange, PacketKey, Prf, Secret};
 use peregrine_core::pki::SignatureEncoding;
-use peregrine_core::profile::{AuthKind, Identity};
+use peregrine_core::profile::{AuthKind, Identity, PeapInner, TtlsInner};
 use peregrine_core::proposal::IkeSuite;
 use peregrine_core::rng::Rng;
 use peregrine_core::timer::Instant;
@@ -19,7 +19,7 @@ use peregrine_core::wire::{
     decode_payloads, encode_message, encode_payloads, open_sealed,
 };
 
-use super::{Feed, seal_text};
+use super::{Feed, seal_text, secret};
 use crate::cast::{self, Cast, GATEWAY, PSK};
 use crate::world::BEGINNING;
 
@@ -38,13 +38,24 @@ static CAST: LazyLock<Cast> = LazyLock::new(Cast::default);
 pub fn client(data: &[u8]) {
     let mut feed = Feed(data);
     let choice = feed.octet();
-    let method = [
-        AuthKind::Psk,
-        AuthKind::Certificate,
-        AuthKind::EapMsChapV2,
-        AuthKind::EapTls,
-    ][usize::from(choice % 4)];
-    let mut scene = Scene::new(method, choice & 4 != 0, SUITES[usize::from(choice >> 3 & 1)]);
+    let methods = if choice & 8 == 0 {
+        [
+            AuthKind::Psk,
+            AuthKind::Certificate,
+            AuthKind::EapMsChapV2,
+            AuthKind::EapTls,
+        ]
+    } else {
+        [
+            AuthKind::EapGtc,
+            AuthKind::EapTtls(TtlsInner::Pap),
+            AuthKind::EapPeap(PeapInner::MsChapV2),
+            AuthKind::EapTls,
+        ]
+    };
+    let method = methods[usize::from(choice % 4)];
+    let suite = SUITES[usize::from(choice >> 5 & 1)];
+    let mut scene = Scene::new(method, choice & 4 != 0, choice & 16 != 0, suite);
     for _ in 0..MAX_STEPS {
         if feed.0.is_empty() {
             break;
@@ -94,6 +105,8 @@ struct Scene {
     suite: &'static str,
     /// The gateway is the one that the profile names.
     genuine: bool,
+    /// It may prove itself by EAP alone.
+    eap_only: bool,
     client: Client,
     now: Instant,
     rng: Rng,
@@ -109,15 +122,19 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(method: AuthKind, genuine: bool, suite: &'static str) -> Self {
+    fn new(method: AuthKind, genuine: bool, eap_only: bool, suite: &'static str) -> Self {
         let now = Instant::default();
         let mut profile = CAST.profile(method);
         profile.ike.proposals = cast::ike(suite);
         profile.child.proposals = cast::esp("aes128gcm16");
+        // A profile that has it with any other method is refused when it is read.
+        profile.auth.eap_only = eap_only && method.proves_the_server();
+        let eap_only = profile.auth.eap_only;
         let mut scene = Self {
             method,
             suite,
             genuine,
+            eap_only,
             client: Client::new([0x43; 32], now, BEGINNING),
             now,
             rng: Rng::new([0x47; 32]),
@@ -144,7 +161,7 @@ impl Scene {
         let up = self.had_tunnel || self.client.status().state == State::Connected;
         assert!(may_succeed || !up, "a tunnel to a gateway that proved nothing");
         assert!(
-            self.genuine || !self.spoke_eap,
+            self.genuine || self.eap_only || !self.spoke_eap,
             "EAP with a gateway that proved nothing"
         );
     }
@@ -394,6 +411,7 @@ impl Scene {
                         name,
                         result: Ok(vec![]),
                     },
+                    Event::Ask(Ask::Prompt(prompt)) => Answer::Reply(prompt.id, Some(secret())),
                     Event::Ask(Ask::Bind(remote)) => {
                         let path = Path {
                             local: SocketAddr::from(([10, 0, 0, 2], 40_000)),

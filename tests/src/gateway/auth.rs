@@ -14,7 +14,7 @@ use peregrine_core::wire::{
 
 use super::book::{Arrival, Cx, Note, Ticket};
 use super::child::{Agreed, Child, choose, exactly, ranges};
-use super::config::{ClientAuth, GatewayConfig, Proof, RedirectWhen, Side};
+use super::config::{ClientAuth, EapOnly, GatewayConfig, Proof, RedirectWhen, Side};
 use super::inform::{address, no_nats};
 use super::init::applicable;
 use super::intermediate::Additional;
@@ -33,7 +33,10 @@ pub(super) struct Handshake {
     /// The ticket that the client came with.
     ticket: Option<(Vec<u8>, Ticket)>,
     eap: Option<EapServer>,
-    msk: Option<Vec<u8>>,
+    /// The client has proven itself by certificate, and has a second round to go.
+    signed: bool,
+    /// The secrets that the client's AUTH and ours are made with, once EAP is over.
+    after_eap: Option<[Vec<u8>; 2]>,
     offer: Option<Offer>,
     wishes: Wishes,
 }
@@ -71,7 +74,8 @@ impl Handshake {
             additional,
             ticket,
             eap: None,
-            msk: None,
+            signed: false,
+            after_eap: None,
             offer: None,
             wishes: Wishes::default(),
         }
@@ -138,8 +142,8 @@ fn mic(keys: &SaKeys, secret: &[u8], octets: &[u8]) -> Secret {
 enum ProveWith<'a> {
     /// As configured, with IDr.
     Identity,
-    /// With the key that EAP made.
-    Msk(&'a [u8]),
+    /// With the key that EAP made, or else with SK_pr.
+    Eap(&'a [u8]),
     /// With SK_pr, with IDr (RFC 5723, section 4.3.3).
     Resumption,
 }
@@ -202,6 +206,11 @@ impl Session {
         let handshake = sa.handshake.as_deref_mut().expect("IKE_AUTH is going on");
         handshake.read(payloads, cx.config);
         let octets = handshake.octets(Side::Client, keys, &self.peer.identity);
+        let has = |kind| {
+            payloads
+                .iter()
+                .any(|payload| matches!(payload, Payload::Notify(it) if it.kind == kind))
+        };
         let failed = refuse(NotifyType::AUTHENTICATION_FAILED);
         if let Some((_, ticket)) = &handshake.ticket {
             let expected = keys.prf.compute(keys.proof_initiator.as_bytes(), &[&octets]);
@@ -211,6 +220,9 @@ impl Session {
             } else {
                 failed
             };
+        }
+        if cx.config.ignore_auth && eap.is_none() && handshake.after_eap.is_none() {
+            auth = None;
         }
         match (&cx.config.client, auth, eap) {
             (ClientAuth::Psk(psk), Some(auth), None) => {
@@ -226,10 +238,33 @@ impl Session {
                 }
                 self.finish(index, ProveWith::Identity, path, cx)
             }
+            (ClientAuth::CertificateThenEap(_), Some(auth), None) if !handshake.signed => {
+                assert!(
+                    has(NotifyType::MULTIPLE_AUTH_SUPPORTED) && has(NotifyType::ANOTHER_AUTH_FOLLOWS),
+                    "the client announces a second round"
+                );
+                let leaf = leaf.expect("the client sent its certificate");
+                if !signature_is_good(&leaf, auth, &octets) {
+                    return failed;
+                }
+                handshake.signed = true;
+                (
+                    self.prove(index, ProveWith::Identity, cx.config),
+                    Outcome::HalfOpen,
+                )
+            }
+            (ClientAuth::CertificateThenEap(make), None, None) if handshake.signed => {
+                let packet = handshake.eap.insert(make()).start();
+                (vec![Owned::Eap(packet)], Outcome::HalfOpen)
+            }
             (ClientAuth::Eap(make), None, None) => {
-                let mut server = make();
-                let packet = server.start();
-                handshake.eap = Some(server);
+                let packet = handshake.eap.insert(make()).start();
+                let asked = has(NotifyType::EAP_ONLY_AUTHENTICATION);
+                if cx.config.eap_only == EapOnly::Always || cx.config.eap_only == EapOnly::IfAsked && asked {
+                    let (kind, data) = cx.config.identity.to_wire();
+                    let claim = vec![Owned::IdResponder(kind, data.to_vec()), Owned::Eap(packet)];
+                    return (claim, Outcome::HalfOpen);
+                }
                 let mut answer = self.prove(index, ProveWith::Identity, cx.config);
                 match applicable(cx.config, RedirectWhen::FirstAuth, path).filter(|_| self.peer.redirects) {
                     // RFC 5685, section 6: the gateway is proven, the client will not be.
@@ -238,23 +273,30 @@ impl Session {
                 }
                 (answer, Outcome::HalfOpen)
             }
-            (ClientAuth::Eap(_), None, Some(packet)) => {
+            (ClientAuth::Eap(_) | ClientAuth::CertificateThenEap(_), None, Some(packet)) => {
                 let server = handshake.eap.as_mut().expect("EAP has begun");
                 let packet = match server.handle(packet) {
                     ServerStep::Request(packet) | ServerStep::Failure(packet) => packet,
                     ServerStep::Success { packet, msk } => {
-                        handshake.msk = Some(msk.to_vec());
+                        cx.book
+                            .eap_identities
+                            .extend(server.identity().map(str::to_owned));
+                        handshake.after_eap = Some(match msk {
+                            Some(msk) => [msk.to_vec(), msk.to_vec()],
+                            None => [&keys.proof_initiator, &keys.proof_responder]
+                                .map(|key| key.as_bytes().to_vec()),
+                        });
                         packet
                     }
                 };
                 (vec![Owned::Eap(packet)], Outcome::HalfOpen)
             }
-            (ClientAuth::Eap(_), Some(auth), None) => {
-                let msk = handshake.msk.clone().expect("EAP is over");
-                if auth.data != mic(keys, &msk, &octets).as_bytes() {
+            (ClientAuth::Eap(_) | ClientAuth::CertificateThenEap(_), Some(auth), None) => {
+                let [theirs, ours] = handshake.after_eap.clone().expect("EAP is over");
+                if auth.data != mic(keys, &theirs, &octets).as_bytes() {
                     return failed;
                 }
-                self.finish(index, ProveWith::Msk(&msk), path, cx)
+                self.finish(index, ProveWith::Eap(&ours), path, cx)
             }
             _ => failed,
         }
@@ -274,9 +316,9 @@ impl Session {
         let shared = |mic: Secret| Owned::Auth(AuthMethod::SHARED_KEY_MIC, mic.as_bytes().to_vec());
         let id = Owned::IdResponder(kind, data.to_vec());
         match with {
-            ProveWith::Msk(msk) => {
-                let msk = if config.wrong_msk { b"another" } else { msk };
-                vec![shared(mic(keys, msk, &octets))]
+            ProveWith::Eap(secret) => {
+                let secret = if config.wrong_msk { b"another" } else { secret };
+                vec![shared(mic(keys, secret, &octets))]
             }
             ProveWith::Resumption => {
                 let proof = keys.prf.compute(keys.proof_responder.as_bytes(), &[&octets]);

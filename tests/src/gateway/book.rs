@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use peregrine_core::command::Path;
 use peregrine_core::crypto::Secret;
+use peregrine_core::profile::Identity;
 use peregrine_core::proposal::IkeSuite;
 use peregrine_core::rng::Rng;
 use peregrine_core::timer::Instant;
@@ -79,6 +80,10 @@ pub(super) struct Book {
     pub(super) transcript: Vec<(ExchangeType, u32, Vec<PayloadType>)>,
     /// The notifies of every request of the client's, with protocol and SPI left away.
     pub(super) notified: Vec<Note>,
+    /// Every IDi of the client's.
+    pub(super) identities: Vec<Identity>,
+    /// Whom EAP has proven, by the name in EAP-Response/Identity.
+    pub(super) eap_identities: Vec<String>,
     /// The notifies of every response of the client's.
     pub(super) answers: Vec<Vec<NotifyType>>,
     pub(super) arrival: Option<Arrival>,
@@ -96,6 +101,8 @@ impl Book {
             tickets: BTreeMap::new(),
             transcript: Vec::new(),
             notified: Vec::new(),
+            identities: Vec::new(),
+            eap_identities: Vec::new(),
             answers: Vec::new(),
             arrival: None,
             past: Vec::new(),

@@ -38,6 +38,12 @@ pub struct GatewayConfig {
     pub bare_refusal: bool,
     /// Make the AUTH after EAP with another key.
     pub wrong_msk: bool,
+    /// Prove itself by EAP alone if the client lets it (RFC 5998), or even if not.
+    pub eap_only: EapOnly,
+    /// Let a client authenticate more than once (RFC 4739).
+    pub multiple_auth: bool,
+    /// Begin with EAP although the client has signed.
+    pub ignore_auth: bool,
     /// Ask for this key exchange method in IKE_SA_INIT, whatever was offered.
     pub insist_on: Option<KeMethod>,
     /// Speak RFC 7427.
@@ -126,6 +132,9 @@ impl GatewayConfig {
             refuse_child: None,
             bare_refusal: false,
             wrong_msk: false,
+            eap_only: EapOnly::Never,
+            multiple_auth: false,
+            ignore_auth: false,
             insist_on: None,
             signature_hashes: true,
             cut_ciphertext: None,
@@ -175,6 +184,19 @@ pub enum ClientAuth {
     Certificate,
     /// EAP, with a server of its own for each conversation.
     Eap(Box<dyn Fn() -> EapServer>),
+    /// A signature, and then EAP (RFC 4739), with a server of its own for each conversation.
+    CertificateThenEap(Box<dyn Fn() -> EapServer>),
+}
+
+/// Whether the gateway leaves its certificate out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EapOnly {
+    /// Never.
+    Never,
+    /// When the client asks for it (RFC 5998).
+    IfAsked,
+    /// Always, as nobody may.
+    Always,
 }
 
 /// Whether CREATE_CHILD_SA for a Child SA has a key exchange of its own, and so perfect forward secrecy.

@@ -292,6 +292,9 @@ impl Begun {
         if fragment.is_some() {
             say(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, &[]);
         }
+        if config.multiple_auth {
+            say(NotifyType::MULTIPLE_AUTH_SUPPORTED, &[]);
+        }
         if config.signature_hashes && self.ticket.is_none() {
             say(NotifyType::SIGNATURE_HASH_ALGORITHMS, &hashes);
         }

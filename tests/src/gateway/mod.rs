@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use peregrine_core::command::Path;
 use peregrine_core::esp;
+use peregrine_core::profile::Identity;
 use peregrine_core::timer::Instant;
 use peregrine_core::wire::iana::{ExchangeType, NotifyType, PayloadType};
 use peregrine_core::wire::{
@@ -50,7 +51,8 @@ use session::{SaState, Session, Task};
 
 pub use child::ChildTraffic;
 pub use config::{
-    ClientAuth, Elsewhere, End, GatewayConfig, Life, Pfs, Proof, Redirect, RedirectWhen, Side, Unique,
+    ClientAuth, EapOnly, Elsewhere, End, GatewayConfig, Life, Pfs, Proof, Redirect, RedirectWhen, Side,
+    Unique,
 };
 
 /// A datagram of the gateway's.
@@ -252,6 +254,18 @@ impl Gateway {
     #[must_use]
     pub fn answers(&self) -> Vec<Vec<NotifyType>> {
         self.book.answers.clone()
+    }
+
+    /// Every IDi that the client sent.
+    #[must_use]
+    pub fn identities(&self) -> &[Identity] {
+        &self.book.identities
+    }
+
+    /// Whom EAP has proven, by the name in EAP-Response/Identity, which is not the one that a tunnel hides.
+    #[must_use]
+    pub fn eap_identities(&self) -> &[String] {
+        &self.book.eap_identities
     }
 
     /// The data of every notify of this kind in the client's requests, in order.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use peregrine_core::command::Path;
 use peregrine_core::esp::Discard;
+use peregrine_core::profile::Identity;
 use peregrine_core::proposal::IkeSuite;
 use peregrine_core::timer::Instant;
 use peregrine_core::wire::iana::{ExchangeType, KeMethod, NotifyType};
@@ -237,6 +238,12 @@ impl Session {
             .transcript
             .push((header.exchange, header.message_id, kinds));
         cx.book.notified.extend(payloads.iter().filter_map(note));
+        cx.book
+            .identities
+            .extend(payloads.iter().filter_map(|payload| match payload {
+                Payload::IdInitiator(id) => Identity::from_wire(id.kind, id.data),
+                _ => None,
+            }));
         let half_open = self.sas[index].state == SaState::HalfOpen;
         match header.exchange {
             ExchangeType::IKE_INTERMEDIATE if half_open => self.add_key(index, opened, path, cx),

@@ -4,11 +4,15 @@
 
 mod certificates;
 mod mschapv2;
+mod peap;
 mod tls;
+mod ttls;
+mod tunnels;
 
 use std::time::Duration;
 
-use peregrine_core::eap::{Eap, EapError, Step};
+use peregrine_core::crypto::Secret;
+use peregrine_core::eap::{Eap, EapError, Question, Step};
 use peregrine_core::rng::Rng;
 use peregrine_core::timer::UnixTime;
 use peregrine_tests::eap_server::{EapServer, ServerStep};
@@ -27,6 +31,8 @@ pub(crate) struct Outcome {
     pub(crate) sent: Vec<Vec<u8>>,
     /// What the peer sent.
     pub(crate) replies: Vec<Vec<u8>>,
+    /// What the user was asked.
+    pub(crate) questions: Vec<Question>,
 }
 
 impl Outcome {
@@ -46,36 +52,59 @@ pub(crate) fn converse(peer: &mut Eap, server: &mut EapServer) -> Outcome {
     converse_through(peer, server, |_, packet| packet)
 }
 
+/// A conversation in which the user answers this to what he is asked.
+pub(crate) fn converse_with(peer: &mut Eap, server: &mut EapServer, answers: &[&str]) -> Outcome {
+    talk(peer, server, answers, |_, packet| packet)
+}
+
 /// A conversation in which `change` may replace the server's packets, which it gets with their number.
 pub(crate) fn converse_through(
     peer: &mut Eap,
     server: &mut EapServer,
+    change: impl FnMut(usize, Vec<u8>) -> Vec<u8>,
+) -> Outcome {
+    talk(peer, server, &[], change)
+}
+
+fn talk(
+    peer: &mut Eap,
+    server: &mut EapServer,
+    answers: &[&str],
     mut change: impl FnMut(usize, Vec<u8>) -> Vec<u8>,
 ) -> Outcome {
+    let mut answers = answers.iter();
     let mut rng = Rng::new([3; 32]);
     let mut outcome = Outcome {
         peer: Ok(Vec::new()),
         server: None,
         sent: Vec::new(),
         replies: Vec::new(),
+        questions: Vec::new(),
     };
     let mut packet = server.start();
     loop {
         let changed = change(outcome.sent.len(), packet);
         outcome.sent.push(changed.clone());
-        match peer.handle(&changed, &mut rng, NOW) {
+        let mut step = peer.handle(&changed, &mut rng, NOW);
+        if let Ok(Step::Ask(question)) = step {
+            outcome.questions.push(question);
+            let answer = answers.next().expect("nothing more is asked");
+            step = peer.answer(&Secret::from_slice(answer.as_bytes()));
+        }
+        match step {
+            Ok(Step::Ask(question)) => panic!("{question:?}"),
             Ok(Step::Reply(reply)) => {
                 packet = match server.handle(&reply) {
                     ServerStep::Request(packet) | ServerStep::Failure(packet) => packet,
                     ServerStep::Success { packet, msk } => {
-                        outcome.server = Some(*msk);
+                        outcome.server = Some(msk.map_or([0; 64], |msk| *msk));
                         packet
                     }
                 };
                 outcome.replies.push(reply);
             }
             Ok(Step::Success(msk)) => {
-                outcome.peer = Ok(msk.as_bytes().to_vec());
+                outcome.peer = Ok(msk.map_or_else(|| vec![0; 64], |msk| msk.as_bytes().to_vec()));
                 return outcome;
             }
             Err(error) => {

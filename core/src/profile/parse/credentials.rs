@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::reader::Section;
 use super::super::{Anchors, Auth, AuthKind, Credentials, Identity};
-use super::{FileRef, Parser, Passphrase};
+use super::{FileRef, Method, Parser, Passphrase};
 use crate::crypto::Secret;
 use crate::pki::{self, Certificate, LoadError, PrivateKey};
 
@@ -61,41 +61,27 @@ impl<'t> Parser<'t, '_> {
     pub(super) fn credentials(
         &mut self,
         section: Section<'_, 't>,
-        method: AuthKind,
+        method: Method,
         auth: Option<&Auth>,
     ) -> Option<Credentials> {
-        match method {
-            AuthKind::Psk => {
-                let psk = self.psk(section);
-                self.default_identity(section, "this machine's address");
-                Some(Credentials {
-                    psk,
-                    ..Credentials::default()
-                })
-            }
-            AuthKind::EapMsChapV2 => {
-                let password = self.password(section);
-                if let Some(username) = auth.and_then(|auth| auth.username.as_deref()) {
-                    self.default_identity(section, username);
-                }
-                Some(Credentials {
-                    password,
-                    ..Credentials::default()
-                })
-            }
-            AuthKind::Certificate | AuthKind::EapTls => {
-                let (key, chain) = self.key_and_chain(section)?;
-                match chain.first() {
-                    Some(ours) => self.check_own_certificate(section, ours, auth),
-                    None => self.default_identity(section, "the certificate's"),
-                }
-                Some(Credentials {
-                    chain,
-                    key,
-                    ..Credentials::default()
-                })
-            }
+        let mut credentials = Credentials::default();
+        if method.kind == AuthKind::Psk {
+            credentials.psk = self.psk(section);
+            self.default_identity(section, "this machine's address");
         }
+        if method.kind.needs_username() {
+            credentials.password = self.password(section);
+        }
+        if method.needs_certificate() {
+            (credentials.key, credentials.chain) = self.key_and_chain(section)?;
+            match credentials.chain.first() {
+                Some(ours) => self.check_own_certificate(section, ours, auth),
+                None => self.default_identity(section, "the certificate's"),
+            }
+        } else if let Some(name) = auth.and_then(Auth::user_identity) {
+            self.default_identity(section, &name);
+        }
+        Some(credentials)
     }
 
     fn psk(&mut self, section: Section<'_, 't>) -> Option<Secret> {
