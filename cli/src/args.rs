@@ -23,8 +23,9 @@ gateway and puts routes and name resolution back.
 This needs the right to make network devices and routes: run it with sudo, or give it to the program once with \
 `sudo setcap cap_net_admin+ep $(command -v peregrine)`.
 
-A password, pre-shared key or passphrase that the profile does not hold is asked for on the terminal, or read from \
---password-file or --password-fd.";
+A password, pre-shared key, passphrase or one-time code that the profile does not hold is asked for on the terminal, or \
+read from --password-file or --password-fd: each line answers one question, in the order in which they come, and is read \
+when its question comes. With --json, a question of the gateway's is also a \"prompt\" event.";
 
 /// IKEv2 VPN client.
 #[derive(Debug, Parser)]
@@ -85,10 +86,10 @@ pub(crate) struct CheckOptions {
 #[derive(Debug, ClapArgs)]
 #[group(multiple = false)]
 pub(crate) struct SecretOptions {
-    /// Read the password, pre-shared key or passphrase from this file
+    /// Read passphrase, password, pre-shared key or codes from this file, one on a line
     #[arg(long, value_name = "FILE")]
     pub(crate) password_file: Option<PathBuf>,
-    /// Read the password, pre-shared key or passphrase from this file descriptor
+    /// Read them from this file descriptor
     #[arg(long, value_name = "N")]
     pub(crate) password_fd: Option<u16>,
 }

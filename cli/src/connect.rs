@@ -1,10 +1,14 @@
 //! `peregrine connect`: one tunnel in the foreground.
 
+use std::future::pending;
 use std::io::IsTerminal as _;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
-use peregrine_core::command::{Cause, Command, Failure, Happening, HostFault, Stage, State, Status, Traffic};
+use peregrine_core::command::{
+    Cause, Command, Failure, Happening, HostFault, Prompt, PromptId, Stage, State, Status, Traffic,
+};
+use peregrine_core::crypto::Secret;
 use peregrine_core::profile::{Credentials, MissingSecret, Profile, WEAK_PSK_WARNING, is_weak_psk};
 use peregrine_platform::driver::{self, Notice};
 use peregrine_platform::linux::{self, LinuxHost};
@@ -12,6 +16,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::answers::{Answers, Beside};
 use crate::args::ConnectOptions;
 use crate::exit::{self, Exit};
 use crate::load::{self, LoadFault, Secrets};
@@ -24,11 +29,12 @@ use crate::screen::{self, Screen, Style};
 enum Event<'a> {
     Status(&'a Status),
     Traffic(&'a Traffic),
+    Prompt(&'a Prompt),
     Failure(&'a Failure),
 }
 
 pub(crate) fn run(options: &ConnectOptions, verbose: u8) -> Exit {
-    let (profile, credentials) = match prepare(options) {
+    let (profile, credentials, answers) = match prepare(options) {
         Ok(prepared) => prepared,
         Err(ended) => return ended,
     };
@@ -62,14 +68,21 @@ pub(crate) fn run(options: &ConnectOptions, verbose: u8) -> Exit {
         };
         let timeout = options.timeout.map(|seconds| Duration::from_secs(seconds.into()));
         runtime
-            .block_on(follow(host, profile, credentials, timeout, &mut output))
+            .block_on(follow(
+                host,
+                profile,
+                credentials,
+                &answers.beside(),
+                timeout,
+                &mut output,
+            ))
             .map_err(|error| error.to_string())
     });
     ended.unwrap_or_else(|error| exit::unexpected(&error))
 }
 
-/// The profile with all its secrets.
-fn prepare(options: &ConnectOptions) -> Result<(Profile, Credentials), Exit> {
+/// The profile with all its secrets, and who answers what is asked later.
+fn prepare(options: &ConnectOptions) -> Result<(Profile, Credentials, Answers), Exit> {
     let secrets = Secrets::new(&options.secret, false).map_err(|message| exit::usage(&message))?;
     let mut parsed = load::load(&options.file, &secrets).map_err(|fault| match fault {
         LoadFault::Profile(errors) => exit::usage(&crate::check::refusal(&errors)),
@@ -96,7 +109,7 @@ fn prepare(options: &ConnectOptions) -> Result<(Profile, Credentials), Exit> {
             }
         }
     }
-    Ok((parsed.profile, parsed.credentials))
+    Ok((parsed.profile, parsed.credentials, secrets.into_answers()))
 }
 
 fn warn(text: &str) {
@@ -113,11 +126,22 @@ enum Ending {
     TooLate,
 }
 
+/// A question that the user has not answered yet.
+type Asking<'a> = Pin<Box<dyn Future<Output = (PromptId, Option<Secret>)> + 'a>>;
+
+async fn answered(asking: &mut Option<Asking<'_>>) -> (PromptId, Option<Secret>) {
+    match asking {
+        Some(asking) => asking.await,
+        None => pending().await,
+    }
+}
+
 /// Runs the tunnel until it ends, and shows it.
 async fn follow(
     host: LinuxHost,
     profile: Profile,
     credentials: Credentials,
+    answers: &Beside,
     timeout: Option<Duration>,
     output: &mut Output,
 ) -> std::io::Result<Exit> {
@@ -135,6 +159,7 @@ async fn follow(
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut commands = Some(commands);
+    let mut asking: Option<Asking<'_>> = None;
     let mut ending = None;
     let mut failure = None;
     let mut begun = false;
@@ -155,12 +180,19 @@ async fn follow(
                 Notice::Traffic(traffic) => output.traffic(&traffic),
                 Notice::Happened(happening) => output.happened(&happening),
                 Notice::Prompt(prompt) => {
-                    // Nobody can be asked yet.
-                    if let Some(commands) = &commands {
-                        let _queued = commands.try_send(Command::Reply(prompt.id, None));
-                    }
+                    output.prompt(&prompt, answers.is_terminal());
+                    let (id, question) = (prompt.id, render::question(&prompt));
+                    asking = Some(Box::pin(async move { (id, answers.ask(question).await) }));
                 }
             },
+            (id, answer) = answered(&mut asking) => {
+                asking = None;
+                output.answered();
+                if let Some(commands) = &commands {
+                    // There is room: the driver takes one command at a time, and this is one for each question.
+                    let _queued = commands.try_send(Command::Reply(id, answer));
+                }
+            }
             _ = interrupt.recv() => commands = end(commands, &mut ending, Ending::Asked)?,
             _ = terminate.recv() => commands = end(commands, &mut ending, Ending::Asked)?,
             _ = hangup.recv() => commands = end(commands, &mut ending, Ending::Asked)?,
@@ -170,6 +202,9 @@ async fn follow(
             _ = tick.tick() => output.tick(),
         }
     };
+    if asking.take().is_some() {
+        output.nobody_answered(answers.is_terminal());
+    }
     while let Ok(notice) = notice_queue.try_recv() {
         match notice {
             Notice::Status(status) => {
@@ -227,6 +262,8 @@ struct Output {
     started: Instant,
     screen: Screen,
     progress: Progress,
+    /// Somebody types, so that no line may change.
+    asking: bool,
 }
 
 impl Output {
@@ -238,6 +275,36 @@ impl Output {
             started,
             screen,
             progress,
+            asking: false,
+        }
+    }
+
+    fn prompt(&mut self, prompt: &Prompt, on_terminal: bool) {
+        if self.json {
+            print(&Event::Prompt(prompt));
+        }
+        self.screen.clear();
+        self.asking = true;
+        if on_terminal {
+            let lines = render::gateway_asks(Style::of(true), prompt);
+            screen::write_error(
+                &lines
+                    .iter()
+                    .flat_map(|line| [line.as_str(), "\n"])
+                    .collect::<String>(),
+            );
+        }
+    }
+
+    fn answered(&mut self) {
+        self.asking = false;
+    }
+
+    /// The connection ended before the answer came.
+    fn nobody_answered(&mut self, on_terminal: bool) {
+        self.asking = false;
+        if on_terminal {
+            screen::write_error("\n");
         }
     }
 
@@ -270,7 +337,7 @@ impl Output {
         let line = self
             .progress
             .live(self.started.elapsed())
-            .filter(|_| self.screen.is_live());
+            .filter(|_| self.screen.is_live() && !self.asking);
         self.screen.live(line);
     }
 

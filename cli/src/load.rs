@@ -1,15 +1,15 @@
 //! Reading a profile with its files, and asking for secrets.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::sys::signal::{SigSet, Signal};
 use peregrine_core::crypto::Secret;
 use peregrine_core::pki::Certificate;
 use peregrine_core::profile::{self, FileRef, MissingSecret, Parsed, Passphrase, ProfileErrors, Source};
 use peregrine_core::timer::UnixTime;
 
+use crate::answers::Answers;
 use crate::args::SecretOptions;
 
 /// No profile, certificate or key is larger, in octets.
@@ -27,63 +27,46 @@ pub(crate) enum LoadFault {
 
 /// Where secrets come from.
 pub(crate) struct Secrets {
-    /// The one from `--password-file` or `--password-fd`.
-    given: Option<Secret>,
-    /// Somebody can be asked.
-    terminal: bool,
+    answers: Answers,
     /// Nothing is going to be opened: an encrypted key may stay closed.
     later: bool,
 }
 
 impl Secrets {
-    /// Reads the secret that the options name. `later` leaves encrypted keys closed instead of asking.
+    /// Those that the options name, or else the terminal's. `later` leaves encrypted keys closed instead of asking.
     pub(crate) fn new(options: &SecretOptions, later: bool) -> Result<Self, String> {
-        let path = match (&options.password_file, options.password_fd) {
-            (Some(path), _) => Some(path.clone()),
-            (None, Some(descriptor)) => Some(PathBuf::from(format!("/dev/fd/{descriptor}"))),
-            (None, None) => None,
-        };
-        let given = match path {
-            Some(path) => Some(first_line(&path)?),
-            None => None,
-        };
         Ok(Self {
-            given,
-            terminal: std::io::stdin().is_terminal(),
+            answers: Answers::new(options)?,
             later,
         })
     }
 
     /// Asks for a secret that the profile does not hold.
     pub(crate) fn ask(&self, missing: MissingSecret, profile: &profile::Profile) -> Result<Secret, String> {
-        let prompt = match missing {
-            MissingSecret::Psk => format!("Pre-shared key of {}: ", profile.gateway.host),
+        let (what, prompt) = match missing {
+            MissingSecret::Psk => (
+                "pre-shared key",
+                format!("Pre-shared key of {}: ", profile.gateway.host),
+            ),
             MissingSecret::Password => {
-                format!(
-                    "Password of {}: ",
-                    profile.auth.username.as_deref().unwrap_or_default()
-                )
+                let username = profile.auth.username.as_deref().unwrap_or_default();
+                ("password", format!("Password of {username}: "))
             }
         };
-        let secret = match &self.given {
-            Some(secret) => secret.clone(),
-            None if self.terminal => prompt_for(&prompt)?,
-            None => {
-                let what = match missing {
-                    MissingSecret::Psk => "pre-shared key",
-                    MissingSecret::Password => "password",
-                };
-                return Err(format!(
-                    "the profile holds no {what} and there is no terminal to ask: use --password-file or \
-                     --password-fd"
-                ));
-            }
-        };
-        if secret.as_bytes().is_empty() {
-            Err("nothing was entered".to_owned())
-        } else {
-            Ok(secret)
+        match self.answers.ask(&prompt)? {
+            Some(secret) if secret.is_empty() => Err("nothing was entered".to_owned()),
+            Some(secret) => Ok(secret),
+            None if matches!(self.answers, Answers::Nobody) => Err(format!(
+                "the profile holds no {what} and there is no terminal to ask: use --password-file or \
+                 --password-fd"
+            )),
+            None => Err(format!("there is no line with the {what}")),
         }
+    }
+
+    /// Who answers the questions that come while connecting.
+    pub(crate) fn into_answers(self) -> Answers {
+        self.answers
     }
 }
 
@@ -133,19 +116,27 @@ impl Source for Files<'_> {
     }
 
     fn passphrase(&mut self, what: &str, attempt: u32) -> Passphrase {
-        match &self.secrets.given {
-            Some(secret) if attempt == 1 => return Passphrase::Is(secret.clone()),
-            Some(_) => return Passphrase::GiveUp,
-            None => {}
-        }
-        if self.secrets.later {
-            return Passphrase::Later;
-        }
-        if !self.secrets.terminal || attempt > ATTEMPTS {
+        let attempts = match &self.secrets.answers {
+            // The next line is for the next question.
+            Answers::Given(_) => 1,
+            Answers::Terminal | Answers::Nobody if self.secrets.later => return Passphrase::Later,
+            Answers::Terminal => ATTEMPTS,
+            Answers::Nobody => 0,
+        };
+        if attempt > attempts {
             return Passphrase::GiveUp;
         }
         let again = if attempt == 1 { "" } else { "That was wrong. " };
-        prompt_for(&format!("{again}Passphrase of {what}: ")).map_or(Passphrase::GiveUp, Passphrase::Is)
+        let answer = self
+            .secrets
+            .answers
+            .ask(&format!("{again}Passphrase of {what}: "));
+        answer
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "the passphrase cannot be read");
+                None
+            })
+            .map_or(Passphrase::GiveUp, Passphrase::Is)
     }
 
     fn system_anchors(&mut self) -> Result<Vec<Certificate>, String> {
@@ -168,46 +159,23 @@ impl Source for Files<'_> {
 
 /// A file's octets, or why not.
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let sentence = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
-        std::io::ErrorKind::PermissionDenied => "it may not be read".to_owned(),
-        std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
-        _ => error.to_string(),
-    };
     let mut octets = Vec::new();
-    let file = std::fs::File::open(path).map_err(sentence)?;
+    let file = std::fs::File::open(path).map_err(|error| sentence(&error))?;
     file.take(MAX_FILE + 1)
         .read_to_end(&mut octets)
-        .map_err(sentence)?;
+        .map_err(|error| sentence(&error))?;
     if octets.len() as u64 > MAX_FILE {
         return Err("it is too large".to_owned());
     }
     Ok(octets)
 }
 
-/// A secret from a file: its first line, without the end of the line.
-fn first_line(path: &Path) -> Result<Secret, String> {
-    let octets = Secret::new(read(path).map_err(|reason| format!("{}: {reason}", path.display()))?);
-    let line = octets
-        .as_bytes()
-        .split(|octet| *octet == b'\n')
-        .next()
-        .unwrap_or_default();
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    if line.is_empty() {
-        return Err(format!("{}: its first line is empty", path.display()));
+/// Why a file cannot be read, as the second half of a sentence.
+pub(crate) fn sentence(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "it may not be read".to_owned(),
+        std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
+        _ => error.to_string(),
     }
-    Ok(Secret::new(line.to_vec()))
-}
-
-fn prompt_for(prompt: &str) -> Result<Secret, String> {
-    // Ctrl-C must not end us while the terminal shows no typing: the signal waits until that is put back.
-    let interrupt = SigSet::from(Signal::SIGINT);
-    let held = interrupt.thread_block().is_ok();
-    let answer = rpassword::prompt_password(prompt);
-    if held {
-        interrupt.thread_unblock().map_err(|error| error.to_string())?;
-    }
-    let text = answer.map_err(|error| format!("the terminal cannot be read: {error}"))?;
-    Ok(Secret::new(text.into_bytes()))
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use peregrine_core::command::{
-    Failure, Happening, Initiator, Means, Phase, RekeyKind, Side, Stage, State, Status, Traffic, Why,
+    Failure, Happening, Initiator, Means, Phase, Prompt, PromptKind, RekeyKind, Side, Stage, State, Status,
+    Traffic, Why,
 };
 
 use crate::screen::Style;
@@ -326,6 +327,23 @@ pub(crate) fn failure(style: Style, failure: &Failure, after: Duration) -> Vec<S
         lines.extend(labelled(style, "technical", &notify));
     }
     lines
+}
+
+/// What the gateway says when it asks something, which is not ours.
+pub(crate) fn gateway_asks(style: Style, prompt: &Prompt) -> Vec<String> {
+    let message = prompt.message.iter();
+    let said = message.map(|message| format!("The gateway of {} asks: “{message}”", prompt.profile));
+    said.flat_map(|text| marked(style, (YELLOW, "?"), "", &text))
+        .collect()
+}
+
+/// What is written before the place where the answer is typed.
+pub(crate) const fn question(prompt: &Prompt) -> &'static str {
+    match (&prompt.message, prompt.kind) {
+        (Some(_), _) => "Your answer (it is not shown): ",
+        (None, PromptKind::Password) => "Password: ",
+        (None, PromptKind::OneTimeCode) => "One-time code: ",
+    }
 }
 
 /// A warning about a profile.

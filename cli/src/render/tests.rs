@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use peregrine_core::command::{
-    Cause, ChildSaStatus, Features, GatewayStatus, HostFault, IkeSaStatus, PathStatus,
+    Cause, ChildSaStatus, Features, GatewayStatus, HostFault, IkeSaStatus, PathStatus, PromptId,
 };
 use peregrine_core::plan::Dns;
 use peregrine_core::timer::UnixTime;
@@ -339,4 +339,24 @@ fn everything_is_said_in_words() {
     assert_eq!(ts(&["0.0.0.0/0"]), "all IPv4 traffic");
     assert_eq!(ts(&["::/0"]), "all IPv6 traffic");
     assert_eq!(ts(&["10.0.0.0/8", "fd00::/8"]), "10.0.0.0/8, fd00::/8");
+}
+
+#[test]
+fn questions_are_shown_as_the_gateways() {
+    let mut prompt = Prompt {
+        id: PromptId(7),
+        kind: PromptKind::OneTimeCode,
+        profile: "Office".into(),
+        message: Some("Code?".into()),
+    };
+    assert_eq!(
+        gateway_asks(PLAIN, &prompt),
+        ["? The gateway of Office asks: “Code?”"]
+    );
+    assert_eq!(question(&prompt), "Your answer (it is not shown): ");
+    prompt.message = None;
+    assert_eq!(gateway_asks(PLAIN, &prompt), Vec::<String>::new());
+    assert_eq!(question(&prompt), "One-time code: ");
+    prompt.kind = PromptKind::Password;
+    assert_eq!(question(&prompt), "Password: ");
 }
