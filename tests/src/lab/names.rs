@@ -48,6 +48,13 @@ pub const GATEWAY_IDENTITIES: &[&str] = &[
     "eap-tls13.vpn.lab",
     "eap-md5.vpn.lab",
     "eap-mschapv2.vpn.lab",
+    "eap-radius.vpn.lab",
+    "eap-ttls.vpn.lab",
+    "eap-tls-only.vpn.lab",
+    "eap-ttls-only.vpn.lab",
+    "eap-radius-only.vpn.lab",
+    "two-rounds.vpn.lab",
+    "two-rounds-radius.vpn.lab",
     "cert.vpn.lab",
     "rekey.vpn.lab",
     "no-mobike.vpn.lab",
@@ -66,13 +73,19 @@ pub const GATEWAY_IDENTITIES: &[&str] = &[
     "old-rsa.vpn.lab",
 ];
 
-/// The name of the EAP-TLS server behind the gateway at `eap-tls13.vpn.lab`.
+/// The name of the EAP server behind the gateway at `eap-tls13.vpn.lab`, `eap-radius.vpn.lab` and others.
 pub const RADIUS_NAME: &str = "radius.lab";
 
 /// The user of the password methods.
 pub const USER: &str = "bob";
 /// His password.
 pub const PASSWORD: &str = "correct horse battery staple";
+/// The same user, who has his password from another server, hostapd.
+pub const HOSTAPD_USER: &str = "bob@hostapd.lab";
+/// The user of one-time codes.
+pub const CODE_USER: &str = "carol";
+/// What her authenticator app knows, in base 32.
+pub const CODE_SECRET: &str = "JBSWY3DPEHPK3PXP";
 /// The pre-shared key, and who uses it.
 pub const PSK: &str = "Tt3nJ9mW-lab-only-x7Qd2vKc-9Lp";
 /// The post-quantum pre-shared key of [`GATEWAY_NEW`].

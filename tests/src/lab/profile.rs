@@ -69,6 +69,16 @@ impl Profile {
             .auth("password", names::PASSWORD)
     }
 
+    /// A method with the right password that ends in a RADIUS server behind the gateway.
+    pub fn radius(method: &str) -> Self {
+        let profile = Self::new("eap-radius.vpn.lab").method(method);
+        profile
+            .auth("username", names::USER)
+            .auth("password", names::PASSWORD)
+            .auth("aaa_identity", names::RADIUS_NAME)
+            .auth_raw("aaa_ca", r#"["aaa-ca.pem"]"#)
+    }
+
     /// A pre-shared key, the right one.
     pub fn psk() -> Self {
         Self::new("psk.vpn.lab")
@@ -279,6 +289,14 @@ pub fn standard() -> Vec<(&'static str, Profile)> {
             Profile::certificate("cert-long.vpn.lab", "alice-long"),
         ),
         ("eap-mschapv2", Profile::mschapv2()),
+        ("eap-ttls", Profile::radius("eap-ttls")),
+        ("eap-peap", Profile::radius("eap-peap")),
+        (
+            "eap-gtc-code",
+            Profile::radius("eap-gtc")
+                .auth("username", names::CODE_USER)
+                .without_auth("password"),
+        ),
         ("psk", Profile::psk()),
         ("wrong-name", Profile::certificate("mismatch.vpn.lab", "alice")),
         (
