@@ -5,6 +5,7 @@
 //! out; a target panics when it does not.
 
 mod client;
+mod tunnel;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -31,12 +32,13 @@ use peregrine_core::wire::{
 };
 
 pub use client::client;
+pub use tunnel::tunnel;
 
 /// A target.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("certificate", certificate),
     ("client", client),
     ("eap", eap),
@@ -48,6 +50,7 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("reassembly", reassembly),
     ("sealed", sealed),
     ("text", text),
+    ("tunnel", tunnel),
 ];
 
 /// 2030-03-17T17:46:40Z: the certificates of the corpora are valid.
