@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use peregrine_core::command::{Cause, Command, Failure, PromptId, PromptKind, Side, Stage, State};
+use peregrine_core::command::{Cause, Command, Failure, Happening, PromptId, PromptKind, Side, Stage, State};
 use peregrine_core::crypto::Secret;
 use peregrine_core::eap::EapError;
 use peregrine_core::pki::CertError;
@@ -132,6 +132,7 @@ fn a_wrong_code_is_refused() {
 fn waiting(cast: &Cast, seed: u64) -> (World, PromptId) {
     let mut world = cast.world(AuthKind::EapGtc, seed);
     world.gateway.config.client = gtc(&[("Password: ", PASSWORD), ("Code: ", "123456")]);
+    world.gateway.config.half_open = Duration::from_secs(300);
     world.connect(cast.profile(AuthKind::EapGtc), cast.credentials());
     assert!(world.run_until(Duration::from_secs(10), |world| !world.prompts.is_empty()));
     let id = world.prompts[0].1.id;
@@ -206,6 +207,82 @@ fn an_answer_to_another_question_is_ignored() {
     world.command(command("wrong"));
     world.reply(id, None);
     assert_eq!(world.status().state, State::Connected);
+}
+
+/// A tunnel whose gateway asks for a code each time.
+fn up_with_a_code(cast: &Cast, seed: u64) -> World {
+    let (mut world, id) = waiting(cast, seed);
+    world.reply(id, Some(secret("123456")));
+    assert!(world.run_until(Duration::from_secs(5), |world| {
+        world.status().state == State::Connected
+    }));
+    world
+}
+
+/// Runs until another question than the first comes, and answers it rightly.
+fn answer_the_second(world: &mut World) {
+    assert!(world.run_until(Duration::from_secs(600), |world| world.prompts.len() > 1));
+    let (first, second) = (world.prompts[0].1.id, world.prompts[1].1.id);
+    assert_ne!(first, second);
+    world.reply(first, None);
+    world.reply(second, Some(secret("123456")));
+}
+
+fn reconnected(world: &World) -> usize {
+    let happenings = world.happenings.iter();
+    happenings
+        .filter(|(_, happening)| matches!(happening, Happening::Reconnect(_)))
+        .count()
+}
+
+#[test]
+fn a_code_is_asked_for_when_the_connection_is_lost() {
+    let cast = Cast::default();
+    let mut world = up_with_a_code(&cast, 21);
+    let plans = world.plans.len();
+    world.gateway_does(|gateway, now| gateway.delete_ike(now));
+    answer_the_second(&mut world);
+    assert!(world.run_until(Duration::from_secs(5), |world| reconnected(world) == 1));
+    assert_eq!(world.status().state, State::Connected);
+    assert_eq!(world.plans.len(), plans, "the machine stayed as it was");
+}
+
+#[test]
+fn a_code_is_asked_for_beside_the_tunnel_that_is_up() {
+    let cast = Cast::default();
+    let mut world = cast.world(AuthKind::EapGtc, 22);
+    world.gateway.config.client = gtc(&[("Code: ", "123456")]);
+    world.gateway.config.auth_lifetime = Some(Duration::from_secs(600));
+    world.replies.push_back(Some(secret("123456")));
+    let mut credentials = cast.credentials();
+    credentials.password = None;
+    world
+        .connect_and_wait(cast.profile(AuthKind::EapGtc), credentials)
+        .unwrap();
+    assert!(world.run_until(Duration::from_secs(600), |world| world.prompts.len() > 1));
+    assert_eq!(
+        world.status().state,
+        State::Connected,
+        "the tunnel is not left meanwhile"
+    );
+    answer_the_second(&mut world);
+    assert!(world.run_until(Duration::from_secs(5), |world| reconnected(world) == 1));
+    assert_eq!(world.status().state, State::Connected);
+}
+
+/// A user who does not answer is not asked again and again.
+#[test]
+fn who_does_not_answer_is_not_asked_again() {
+    let cast = Cast::default();
+    let mut world = up_with_a_code(&cast, 23);
+    world.gateway_does(|gateway, now| gateway.delete_ike(now));
+    assert!(
+        world.run_until(Duration::from_secs(600), |world| world.status().state
+            == State::Idle)
+    );
+    assert_eq!(world.prompts.len(), 2);
+    let failure = world.failure().unwrap();
+    assert_eq!(failure.cause, Cause::Unanswered(PromptKind::OneTimeCode));
 }
 
 #[test]

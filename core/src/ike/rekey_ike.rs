@@ -267,11 +267,10 @@ impl Established {
             return self.ike_made(&rekeying, answer, cx);
         }
         let rival = self.heir.as_ref().map(|heir| heir.lowest.as_slice());
-        let rival = rival.or(self
-            .pending
-            .as_ref()
-            .filter(|pending| pending.is_for_ike())
-            .map(|pending| pending.nonces.lowest()));
+        let rival = rival.or_else(|| {
+            let pending = self.pending.as_ref().filter(|pending| pending.is_for_ike());
+            pending.map(|pending| pending.nonces.lowest())
+        });
         if rival.is_some_and(|rival| answer.nonces.lowest() < rival) {
             // There is nothing to delete yet, so it is just not gone on with (RFC 9370, section 2.2.4).
             return Ok(());

@@ -71,6 +71,8 @@ pub struct GatewayConfig {
     pub ike_life: Option<Life>,
     /// How long authentication is good for (RFC 4478): told to the client, and the end of the IKE SA.
     pub auth_lifetime: Option<Duration>,
+    /// How long authentication may take.
+    pub half_open: Duration,
     /// Ask whether the client lives when it was silent for so long.
     pub dpd: Option<Duration>,
     /// How long a request may go unanswered before the IKE SA is forgotten.
@@ -148,6 +150,7 @@ impl GatewayConfig {
             child_life: None,
             ike_life: None,
             auth_lifetime: None,
+            half_open: Duration::from_secs(30),
             dpd: None,
             patience: Duration::from_secs(30),
             complain: true,

@@ -15,7 +15,7 @@ use super::config::{Elsewhere, GatewayConfig, Redirect, RedirectWhen, Side};
 use super::inform::{Detection, nat_detection};
 use super::intermediate::Additional;
 use super::keys::{Nonces, SaKeys, Spis};
-use super::session::{HALF_OPEN, IkeSa, Peer, SaState, Session};
+use super::session::{IkeSa, Peer, SaState, Session};
 use super::wrap;
 use peregrine_core::timer::Instant;
 
@@ -305,7 +305,7 @@ impl Begun {
             suite: self.suite,
             state: SaState::HalfOpen,
             made: now,
-            until: Some(now + HALF_OPEN),
+            until: Some(now + config.half_open),
             aged: Aged::Not,
             active: None,
             handshake: Some(Box::new(Handshake::new(

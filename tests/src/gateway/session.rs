@@ -18,8 +18,6 @@ use super::child::{Aged, CONFIRMED_BY_TIME, Child, ChildState};
 use super::config::{End, GatewayConfig, Life};
 use super::rekey::{ChildAttempt, IkeAttempt};
 
-/// How long authentication may take.
-pub(super) const HALF_OPEN: Duration = Duration::from_secs(30);
 /// How long the client has to delete an IKE SA that is its to delete.
 pub(super) const DELETE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long an exchange is put off that the client could not go through with (RFC 7296, section 2.25).
