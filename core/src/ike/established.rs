@@ -597,10 +597,11 @@ impl Established {
                 }
                 // The gateway has lost the child that we send with (RFC 7296, section 1.5).
                 // Its answer to a rekeying tells whether it has: nothing is changed on its word alone (section 2.21.4).
-                Payload::Notify(notify) if notify.kind == NotifyType::INVALID_SPI => {
-                    if self.children.theirs(notify.data).is_some() {
-                        self.children.rekey_now(cx.now);
-                    }
+                Payload::Notify(notify)
+                    if notify.kind == NotifyType::INVALID_SPI
+                        && self.children.theirs(notify.data).is_some() =>
+                {
+                    self.children.rekey_now(cx.now);
                 }
                 Payload::Notify(notify) if notify.kind == NotifyType::AUTHENTICATION_FAILED => {
                     self.answer(opened, &[], cx);

@@ -627,7 +627,7 @@ fn rekeying_takes_additional_key_exchanges_where_both_have_them() {
     let choose = |ours: &[IkeProposal], offer: &[wire::Proposal<'_>]| {
         choose_ike(ours, &present, KeMethod::CURVE25519, offer)
     };
-    for offer in [&[with.clone(), without.clone()][..], &[with.clone()]] {
+    for offer in [&[with.clone(), without.clone()][..], std::slice::from_ref(&with)] {
         let chosen = choose(&default_ike(), offer).unwrap();
         assert_eq!(
             (chosen.number, chosen.suite.to_string()),
