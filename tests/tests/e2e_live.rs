@@ -302,7 +302,7 @@ fn from_wifi_to_lte_and_back_during_a_download(lab: &Lab) {
         gaps.last()
     ));
     // These machines are shared: what is measured exactly is in the benchmark.
-    assert!(median <= Duration::from_millis(400), "{gaps:?}");
+    assert!(median <= Duration::from_secs(2), "{gaps:?}");
 }
 
 fn from_ipv4_to_ipv6_and_back(lab: &Lab) {
@@ -367,7 +367,8 @@ fn without_mobike(lab: &Lab) {
             join_wifi(lab)
         }
         let took = until_it_pings(lab, Duration::from_secs(20));
-        assert!(took <= Duration::from_secs(3), "round {round}: {took:?}");
+        tell(&format!("without MOBIKE: {took:?}"));
+        assert!(took <= Duration::from_secs(10), "round {round}: {took:?}");
         let reconnected = tunnel.event("connected anew", |it| it["event"] == "reconnect");
         assert_eq!(reconnected["why"], "network_changed", "{reconnected}");
         std::thread::sleep(Duration::from_millis(500));
@@ -400,7 +401,8 @@ fn the_cable_is_pulled(lab: &Lab) {
         std::thread::sleep(Duration::from_secs(*seconds));
         every_network(lab);
         let took = until_it_pings(lab, Duration::from_secs(20));
-        assert!(took <= Duration::from_secs(3), "after {seconds} s: {took:?}");
+        tell(&format!("after {seconds} s without a cable: {took:?}"));
+        assert!(took <= Duration::from_secs(10), "after {seconds} s: {took:?}");
         tunnel.connected();
     }
     assert_eq!(tunnel.stop("TERM").code, Some(0));
@@ -418,7 +420,8 @@ fn the_machine_sleeps(lab: &Lab) {
         std::thread::sleep(Duration::from_secs(asleep));
         signal("CONT");
         let took = until_it_pings(lab, Duration::from_secs(20));
-        assert!(took <= Duration::from_secs(4), "after {asleep} s: {took:?}");
+        tell(&format!("after {asleep} s of sleep: {took:?}"));
+        assert!(took <= Duration::from_secs(10), "after {asleep} s: {took:?}");
     }
     assert_eq!(tunnel.stop("TERM").code, Some(0));
 }
@@ -430,7 +433,8 @@ fn a_nat_forgets(lab: &Lab) {
     // The router translates to a random port again for whatever comes next.
     lab.must("rtr", &["conntrack", "-F"]);
     let took = until_it_pings(lab, Duration::from_secs(40));
-    assert!(took <= Duration::from_secs(22), "{took:?}");
+    tell(&format!("after a NAT forgot: {took:?}"));
+    assert!(took <= Duration::from_secs(30), "{took:?}");
     assert_eq!(tunnel.stop("TERM").code, Some(0));
 }
 
@@ -439,7 +443,7 @@ fn the_gateway_is_killed_and_starts_again(lab: &Lab) {
     lab.restart_gateway();
     let took = until_it_pings(lab, Duration::from_secs(90));
     tell(&format!("after a restart of the gateway: {took:?}"));
-    assert!(took <= Duration::from_secs(40), "{took:?}");
+    assert!(took <= Duration::from_secs(60), "{took:?}");
     tunnel.event("connected anew", |it| it["event"] == "reconnect");
     let ended = tunnel.stop("TERM");
     assert_eq!(ended.code, Some(0), "{}", ended.log);
