@@ -217,13 +217,15 @@ struct Terminal {
 impl Terminal {
     fn open(lab: &Lab, profile: &Profile) -> Self {
         let program = lab::program("peregrine").display().to_string();
+        // The shell gets the Ctrl-C too; not every shell lives on after its program ended well.
         let line = format!(
-            "'{program}' connect '{}'; echo \"status $?\"; stty -a",
+            "trap : INT; '{program}' connect '{}'; echo \"status $?\"; stty -a",
             lab.profile(profile).display()
         );
         let mut command: Command = lab.command("cli", "script");
         let mut child = command
             .args(["-q", "-e", "-c", &line, "/dev/null"])
+            .env("SHELL", "/bin/sh")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
