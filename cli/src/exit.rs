@@ -33,6 +33,8 @@ impl From<&Failure> for Exit {
             Cause::Ikev1Only
             | Cause::NoIkeProposal
             | Cause::NoPostQuantum
+            | Cause::Redirected(_)
+            | Cause::RedirectRefused { .. }
             | Cause::KeyExchangeNotOffered(_) => Self::Phase1,
             Cause::NoChildProposal
             | Cause::SelectorsRefused

@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use crate::crypto::Secret;
 pub use crate::eap::PromptKind;
-pub use crate::failure::{Cause, Failure, HostFault, Phase, Side};
+pub use crate::failure::{Cause, Failure, HostFault, Phase, RedirectRefusal, Side};
 use crate::plan::{Dns, Plan};
-use crate::profile::{Credentials, Profile};
+use crate::profile::{Credentials, Host, Profile};
 use crate::timer::UnixTime;
 
 /// What the user wants.
@@ -120,6 +120,15 @@ pub enum Event {
     Status(Box<Status>),
     /// Something happened to a connection that stays.
     Happened(Box<Happening>),
+}
+
+/// A gateway sends us to another one (RFC 5685).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// The other one.
+    pub to: Host,
+    /// The address of the one that sent us.
+    pub from: IpAddr,
 }
 
 /// What happens to a connection while it lasts.
@@ -360,6 +369,8 @@ pub struct GatewayStatus {
     pub address: Option<SocketAddr>,
     /// The identity that the gateway proved.
     pub identity: Option<String>,
+    /// The host name or address that a gateway has sent us to (RFC 5685).
+    pub redirected_to: Option<String>,
 }
 
 /// The UDP flow in use.

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use crate::command::Stage;
+use crate::command::{Redirect, Stage};
 use crate::eap::{EapError, PromptKind};
 use crate::pki::CertError;
 use crate::wire::iana::{AuthMethod, EapType, KeMethod, NotifyType};
@@ -51,6 +51,15 @@ impl fmt::Display for HostFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "could not {}: {}", self.action, self.reason)
     }
+}
+
+/// Why a redirect (RFC 5685) is not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedirectRefusal {
+    /// The profile does not allow it.
+    NotPermitted,
+    /// There were too many in a short time.
+    TooMany,
 }
 
 /// What went wrong.
@@ -103,6 +112,15 @@ pub enum Cause {
     OneRoundOnly,
     /// The gateway wanted its EAP round before proving its identity.
     GatewayUnproven,
+    /// The gateway sends us to another one. Nobody sees it: the attempt goes on there.
+    Redirected(Redirect),
+    /// The gateway sends us to another one, to which we do not go.
+    RedirectRefused {
+        /// The other one.
+        to: String,
+        /// Why we do not go.
+        why: RedirectRefusal,
+    },
     /// The gateway refused our authentication (AUTHENTICATION_FAILED).
     AuthenticationFailed,
     /// The gateway asks for another EAP method than the profile has.
@@ -216,6 +234,8 @@ impl Failure {
             Cause::EapKeyMismatch => "eap_key_mismatch",
             Cause::Unanswered(_) => "unanswered",
             Cause::OneRoundOnly => "one_round_only",
+            Cause::Redirected(_) => "redirected",
+            Cause::RedirectRefused { .. } => "redirect_refused",
             Cause::GatewayUnproven => "gateway_unproven",
             Cause::AuthenticationFailed => "authentication_failed",
             Cause::EapMethod { .. } => "eap_method_mismatch",
@@ -254,6 +274,10 @@ impl Failure {
             | Cause::EapMethod { .. }
             | Cause::EapExpectation { .. }
             | Cause::Unanswered(_)
+            | Cause::RedirectRefused {
+                why: RedirectRefusal::NotPermitted,
+                ..
+            }
             | Cause::GatewayAuthInvalid(AuthMethod::SHARED_KEY_MIC)
             | Cause::IdentityMismatch { .. }
             | Cause::Exhausted
@@ -283,6 +307,8 @@ impl Failure {
             | Cause::CertificateForPsk(_)
             | Cause::EapKeyMismatch
             | Cause::OneRoundOnly
+            | Cause::Redirected(_)
+            | Cause::RedirectRefused { .. }
             | Cause::GatewayUnproven
             | Cause::SelectorsRefused
             | Cause::SelectorsNotSubset
@@ -344,6 +370,15 @@ impl Failure {
             Cause::OneRoundOnly => {
                 "The gateway lets a client authenticate only once, but the profile has two methods.".into()
             }
+            Cause::Redirected(redirect) => format!("The gateway sends us to {}.", redirect.to),
+            Cause::RedirectRefused {
+                to,
+                why: RedirectRefusal::NotPermitted,
+            } => format!("The gateway sends us to {to}, which the profile does not allow."),
+            Cause::RedirectRefused {
+                to,
+                why: RedirectRefusal::TooMany,
+            } => format!("The gateways send us from one to the other without end, the last time to {to}."),
             Cause::AuthMethodNotAllowed(method) => {
                 format!("The gateway proves its identity with {method}, which the profile does not allow.")
             }
@@ -445,6 +480,17 @@ impl Failure {
                 "Connect again and answer within three minutes; some gateways wait for less than half a minute.",
                 "Where there is no terminal, give the answers with --password-file or --password-fd, one on a line.",
             ],
+            Cause::RedirectRefused {
+                why: RedirectRefusal::NotPermitted,
+                ..
+            } => vec![
+                "If that gateway may be used, write it into `gateway.redirect`; it must prove the same identity.",
+            ],
+            Cause::RedirectRefused {
+                why: RedirectRefusal::TooMany,
+                ..
+            } => vec!["Gateway: its load balancing sends clients in a circle (RFC 5685, section 7)."],
+            Cause::Redirected(_) => vec![],
             Cause::OneRoundOnly => vec![
                 "Set `auth.method` to the one method that the gateway's administrator names.",
                 "Gateway: enable several rounds of authentication (RFC 4739).",

@@ -10,7 +10,7 @@ use peregrine_core::pki::{Certificate, PrivateKey, load_private_key};
 use peregrine_core::profile;
 use peregrine_core::profile::{
     Anchors, Auth, AuthKind, ChildConfig, Credentials, DnsPolicy, Host, Identity, IkeConfig, NetworkConfig,
-    Profile,
+    Profile, Redirects,
 };
 use peregrine_core::proposal::{EspProposal, IkeProposal, default_esp, default_ike};
 use rcgen::{
@@ -188,6 +188,7 @@ impl Cast {
                 },
                 pin: None,
                 allow_sha1_auth: false,
+                redirect: Redirects::Proven,
             },
             auth: Auth {
                 method,

@@ -35,6 +35,7 @@ fn connected() -> Status {
             host: "vpn.example.org".into(),
             address: Some("192.0.2.1:4500".parse().unwrap()),
             identity: Some("vpn.example.org".into()),
+            redirected_to: None,
         }),
         path: Some(PathStatus {
             local: "10.11.0.2:40000".parse().unwrap(),

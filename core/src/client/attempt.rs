@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::race::{Race, Winner};
-use crate::command::{Answer, Ask, Bound, Cause, Event, Failure, HostFault, Path, PromptId, Stage};
+use crate::command::{Answer, Ask, Bound, Cause, Event, Failure, HostFault, Path, PromptId, Redirect, Stage};
 use crate::crypto::Secret;
 use crate::ike::{Cx, IkeSa, News, SaConfig};
 use crate::profile::Host;
@@ -57,7 +57,7 @@ impl Attempt {
     }
 
     fn begin(&mut self, events: &mut VecDeque<Event>, now: Instant) {
-        match self.config.profile.gateway.host.clone() {
+        match self.config.host().clone() {
             Host::Name(name) => {
                 events.push_back(Event::Ask(Ask::Resolve(name.clone())));
                 self.progress = Progress::Resolving(name);
@@ -173,7 +173,7 @@ impl Attempt {
         self.progress = Progress::Over;
         cx.news.push_back(News::Failed(Failure {
             stage: Stage::Resolve,
-            cause: Cause::NameNotFound(self.config.profile.gateway.host.to_string()),
+            cause: Cause::NameNotFound(self.config.host().to_string()),
         }));
     }
 
@@ -220,9 +220,8 @@ impl Attempt {
                 None => race.ask(events, now),
                 Some(Ok(Winner { sa, bound })) => self.progress = Progress::Negotiating { sa, bound },
                 Some(Err(failure)) => {
-                    self.progress = Progress::Over;
                     news.clear();
-                    return Some(Err(failure));
+                    return self.fail(failure, events, now).map(Err);
                 }
             }
         }
@@ -230,10 +229,7 @@ impl Attempt {
             match item {
                 News::Stage(stage) => self.stage = self.stage.max(stage),
                 News::Prompt(prompt) => events.push_back(Event::Ask(Ask::Prompt(prompt))),
-                News::Failed(failure) => {
-                    self.progress = Progress::Over;
-                    return Some(Err(failure));
-                }
+                News::Failed(failure) => return self.fail(failure, events, now).map(Err),
                 News::Up => {
                     if let Progress::Negotiating { sa, mut bound } =
                         std::mem::replace(&mut self.progress, Progress::Over)
@@ -253,6 +249,31 @@ impl Attempt {
             }
         }
         None
+    }
+
+    /// Its SA has failed: the end, unless the gateway only sends us elsewhere.
+    fn fail(&mut self, failure: Failure, events: &mut VecDeque<Event>, now: Instant) -> Option<Failure> {
+        self.progress = Progress::Over;
+        let Cause::Redirected(redirect) = &failure.cause else {
+            return Some(failure);
+        };
+        let Failure { stage, .. } = failure;
+        self.follow(redirect, events, now)
+            .err()
+            .map(|cause| Failure { stage, cause })
+    }
+
+    /// Goes on at another gateway (RFC 5685).
+    fn follow(
+        &mut self,
+        redirect: &Redirect,
+        events: &mut VecDeque<Event>,
+        now: Instant,
+    ) -> Result<(), Cause> {
+        self.config = Arc::new(self.config.follow(redirect, now)?);
+        tracing::info!(from = %redirect.from, to = %redirect.to, "the gateway sends us to another one");
+        self.begin(events, now);
+        Ok(())
     }
 
     /// Nobody wants it any more: a gateway that has an SA half made is told.

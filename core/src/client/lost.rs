@@ -90,7 +90,8 @@ impl Lost {
                 lost.attempt = attempt;
                 lost.news = news;
                 // The end of what had to be replaced was expected: there is nothing to wait for.
-                if lost.attempt.is_none() && matches!(why, Why::AuthLifetime | Why::RekeyRefused) {
+                let expected = matches!(why, Why::AuthLifetime | Why::RekeyRefused | Why::Redirected);
+                if lost.attempt.is_none() && expected {
                     lost.begin(events, cx);
                 }
             }
@@ -101,7 +102,7 @@ impl Lost {
     }
 
     fn begin(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
-        let config = Arc::new(self.config.again(&self.tunnel.addresses));
+        let config = Arc::new(self.config.anew(&self.tunnel.addresses));
         self.attempt = Some(Attempt::start(config, events, cx.now));
         self.changed = true;
     }

@@ -167,7 +167,7 @@ impl Race {
         }
     }
 
-    /// The winner, the failure of all, or nothing yet.
+    /// The winner, the failure of all or a redirect, or nothing yet.
     pub(super) fn outcome(
         &mut self,
         news: &mut VecDeque<News>,
@@ -185,6 +185,16 @@ impl Race {
             if let Progress::Running { sa, bound } = std::mem::replace(&mut candidate.progress, gone) {
                 return Some(Ok(Winner { sa, bound }));
             }
+        }
+        let redirected = self
+            .candidates
+            .iter()
+            .find_map(|candidate| match &candidate.progress {
+                Progress::Failed(failure) if matches!(failure.cause, Cause::Redirected(_)) => Some(failure),
+                _ => None,
+            });
+        if let Some(failure) = redirected {
+            return Some(Err(failure.clone()));
         }
         if self.refused.is_none() {
             let refusals = self

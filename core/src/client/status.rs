@@ -36,6 +36,7 @@ impl Client {
             host: host.clone(),
             address: None,
             identity: None,
+            redirected_to: None,
         });
         match &self.phase {
             Phase::Idle | Phase::Leaving(_) => {}
@@ -94,6 +95,7 @@ impl Client {
         if let Some(gateway) = &mut status.gateway {
             gateway.address = Some(path.remote);
             gateway.identity = Some(sa.identity.clone());
+            gateway.redirected_to = up.config.redirected.last().map(|last| last.to.to_string());
         }
         if let Some((why, _)) = up.trouble {
             status.why = Some(why);

@@ -9,7 +9,8 @@ use super::attempt::{Attempt, Ready};
 use super::lost::{Lost, after_refusal, is_final};
 use super::{Client, Phase, back_off, hinted_esp};
 use crate::command::{
-    Answer, Ask, Bound, Cause, Event, Failure, Happening, Means, Path, PromptId, Reconnect, Roam, Stage, Why,
+    Answer, Ask, Bound, Cause, Event, Failure, Happening, Means, Path, PromptId, Reconnect, Redirect, Roam,
+    Stage, Why,
 };
 use crate::crypto::Secret;
 use crate::esp;
@@ -64,6 +65,8 @@ pub(super) struct Up {
 
 /// A fresh SA beside the one that is up.
 pub(super) struct Beside {
+    /// What it is made with: where the gateway is, above all.
+    config: Arc<SaConfig>,
     /// Another attempt can only fail again, for this reason.
     refused: Option<Failure>,
     pub(super) why: Why,
@@ -279,7 +282,7 @@ impl Up {
     }
 
     fn is_gateway(&self, name: &str) -> bool {
-        matches!(&self.config.profile.gateway.host, Host::Name(host) if host == name)
+        matches!(self.config.host(), Host::Name(host) if host == name)
     }
 
     /// All questions about ways are answered.
@@ -327,7 +330,7 @@ impl Up {
             }
             return;
         }
-        if let Host::Name(name) = &self.config.profile.gateway.host {
+        if let Host::Name(name) = self.config.host() {
             self.resolving = true;
             events.push_back(Event::Ask(Ask::Resolve(name.clone())));
         }
@@ -366,6 +369,7 @@ impl Up {
             return;
         }
         self.beside = Some(Box::new(Beside {
+            config: Arc::clone(&self.config),
             refused: None,
             why,
             began: cx.now,
@@ -377,9 +381,34 @@ impl Up {
         self.begin_attempt(events, cx);
     }
 
+    /// A fresh SA is to be made at another gateway, whatever else is under way (RFC 5685, section 5).
+    fn follow(&mut self, redirect: &Redirect, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        let config = match self.config.follow(redirect, cx.now) {
+            Ok(config) => Arc::new(config),
+            Err(cause) => return tracing::warn!(?cause, "a redirect is not followed"),
+        };
+        tracing::info!(from = %redirect.from, to = %redirect.to, "the gateway sends us to another one");
+        if let Some(beside) = self.beside.take()
+            && let Some(mut attempt) = beside.attempt
+        {
+            attempt.abandon(cx);
+        }
+        self.beside = Some(Box::new(Beside {
+            config,
+            refused: None,
+            why: Why::Redirected,
+            began: cx.now,
+            failures: 0,
+            attempt: None,
+            retry_at: cx.now,
+            news: VecDeque::new(),
+        }));
+        self.begin_attempt(events, cx);
+    }
+
     fn begin_attempt(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
-        let config = Arc::new(self.config.again(&self.tunnel.addresses));
         if let Some(beside) = &mut self.beside {
+            let config = Arc::new(beside.config.again(&self.tunnel.addresses));
             beside.attempt = Some(Attempt::start(config, events, cx.now));
             self.changed = true;
         }
@@ -478,12 +507,14 @@ impl Client {
                 }
             }
             News::Renew(renewal) => {
-                let why = match renewal {
-                    Renewal::Lifetime => Why::AuthLifetime,
-                    Renewal::Refused(_) | Renewal::OutOfSync => Why::RekeyRefused,
-                };
                 let (mut cx, events) = self.io.split(now);
-                up.begin_beside(why, events, &mut cx);
+                match renewal {
+                    Renewal::Lifetime => up.begin_beside(Why::AuthLifetime, events, &mut cx),
+                    Renewal::Refused(_) | Renewal::OutOfSync => {
+                        up.begin_beside(Why::RekeyRefused, events, &mut cx);
+                    }
+                    Renewal::Redirected(redirect) => up.follow(&redirect, events, &mut cx),
+                }
             }
             News::Stage(_) | News::Prompt(_) | News::Up | News::Closed | News::Failed(_) => {}
         }
@@ -529,6 +560,7 @@ impl Client {
         if !ready.addresses.is_empty() {
             up.addresses = ready.addresses;
         }
+        up.config = ready.config;
         up.trouble = None;
         if tunnel != up.tunnel {
             up.tunnel = tunnel;

@@ -16,7 +16,8 @@ use super::method;
 use super::nat::Nat;
 use super::proof::{self, PeerVerified, Proven, Standing, Transcript, shared_key_mic};
 use super::{
-    Broken, Cx, News, Next, SaConfig, State, delete_ike, error_notify, notify, refuse_critical, unsendable,
+    Broken, Cx, News, Next, SaConfig, State, delete_ike, error_notify, notify, redirect, refuse_critical,
+    unsendable,
 };
 use crate::command::{Cause, Failure, Path, Prompt, PromptId, PromptKind, Stage};
 use crate::crypto::Secret;
@@ -505,6 +506,7 @@ impl Auth {
                     &self.channel.keys,
                     msk.as_ref(),
                 )?;
+                self.heed_redirect(&payloads, true, cx)?;
                 Ok(Some((verified, proven)))
             }
         }
@@ -532,6 +534,9 @@ impl Auth {
             self.hashes.is_some(),
             cx.unix,
         )?;
+        let is_over = !auth.method.is_eap();
+        self.heed_redirect(payloads, is_over, cx)?;
+        let auth = &self.config.profile.auth;
         match (auth.method.is_eap(), eap) {
             (false, None) => Ok(Some((verified, proven))),
             (true, None) if auth.certificate_first => {
@@ -555,6 +560,25 @@ impl Auth {
                 gateway_wants_eap: eap.is_some(),
             }),
         }
+    }
+
+    /// A gateway that has proven itself may send us to another one, in the first response and in the last (RFC 5685,
+    /// section 6). If authentication `is_over` it has an IKE SA, without a child, which it is told to delete.
+    fn heed_redirect(
+        &mut self,
+        payloads: &[Payload<'_>],
+        is_over: bool,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), Cause> {
+        let from = self.channel.path.remote.ip();
+        let Some(judged) = redirect::proven(&self.config, payloads, from) else {
+            return Ok(());
+        };
+        if is_over {
+            self.channel
+                .farewell(ExchangeType::INFORMATIONAL, &[delete_ike()], cx);
+        }
+        Err(judged.map_or_else(|cause| cause, Cause::Redirected))
     }
 
     /// Says who begins the second round: without AUTH, which means EAP (RFC 4739, section 2.1).
@@ -776,7 +800,11 @@ fn is_our_verdict(cause: &Cause) -> bool {
     !is_about_the_child(cause)
         && !matches!(
             cause,
-            Cause::AuthenticationFailed | Cause::Refused(_) | Cause::Eap(EapError::Refused)
+            Cause::AuthenticationFailed
+                | Cause::Refused(_)
+                | Cause::Eap(EapError::Refused)
+                | Cause::Redirected(_)
+                | Cause::RedirectRefused { .. }
         )
 }
 

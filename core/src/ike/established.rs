@@ -16,7 +16,7 @@ use super::mobility::{Mobility, Update};
 use super::nat::Nat;
 use super::proof::PeerVerified;
 use super::rekey_ike::{Heir, Old, RekeyIke};
-use super::{Broken, Cx, News, Next, Renewal, SaConfig, State, delete_ike, error_notify, notify};
+use super::{Broken, Cx, News, Next, Renewal, SaConfig, State, delete_ike, error_notify, notify, redirect};
 use crate::command::{Cause, Failure, Path, RekeyKind, Stage, Traffic};
 use crate::esp::{Discard, Selectors};
 use crate::proposal::{EspSuite, IkeSuite};
@@ -624,7 +624,17 @@ impl Established {
         self.answer(opened, &reply, cx);
         self.note_addresses(payloads);
         self.note_lifetime(payloads, cx.now);
+        self.heed_redirect(payloads, opened.path, cx);
         Ok(())
+    }
+
+    /// The gateway wants us at another one (RFC 5685, section 5). This SA goes on until one is up there.
+    fn heed_redirect(&mut self, payloads: &[Payload<'_>], path: Path, cx: &mut Cx<'_>) {
+        match redirect::proven(&self.config, payloads, path.remote.ip()) {
+            Some(Ok(redirect)) => cx.news.push_back(News::Renew(Renewal::Redirected(redirect))),
+            Some(Err(cause)) => tracing::warn!(?cause, "a redirect is not followed"),
+            None => {}
+        }
     }
 
     /// The gateway deletes the child that it receives on `spi`: our SPI of the pair, unless we are deleting it too

@@ -10,10 +10,12 @@ use super::nat::{self, Nat};
 use super::proof::Transcript;
 use super::window::Backoff;
 use super::{
-    Broken, Cx, IKE_PORT, NAT_T_PORT, Next, SaConfig, State, datagram, error_notify, notify, unsendable,
+    Broken, Cx, IKE_PORT, NAT_T_PORT, Next, SaConfig, State, datagram, error_notify, notify, redirect,
+    unsendable,
 };
 use crate::command::{Cause, Failure, Path, Stage};
 use crate::crypto::KeyExchange;
+use crate::profile::Redirects;
 use crate::proposal::{self, IkeProposal, SelectError};
 use crate::timer::{Instant, Timer};
 use crate::wire::iana::{ExchangeType, HashAlgorithm, KeMethod, NotifyType, PayloadType};
@@ -60,6 +62,7 @@ pub(super) struct Init {
 enum Reply<'a> {
     Cookie(&'a [u8]),
     OtherMethod(KeMethod),
+    Redirect(&'a [u8]),
     Error(NotifyType),
     Answer,
 }
@@ -155,6 +158,19 @@ impl Init {
         }
         if self.config.ppk().is_some() {
             payloads.push(notify(NotifyType::USE_PPK, &[]));
+        }
+        let from = self
+            .config
+            .redirected
+            .last()
+            .map(|last| redirect::redirected_from(last.from));
+        // Each of the two says that we can be redirected (RFC 5685, section 9.3).
+        match &from {
+            Some(from) => payloads.push(notify(NotifyType::REDIRECTED_FROM, from)),
+            None if self.config.profile.gateway.redirect != Redirects::Never => {
+                payloads.push(notify(NotifyType::REDIRECT_SUPPORTED, &[]));
+            }
+            None => {}
         }
         let header = Header {
             initiator_spi: self.spi,
@@ -266,6 +282,25 @@ impl Init {
                 self.change_method(method, cx)?;
                 Ok(State::Init(self))
             }
+            Reply::Redirect(data) => {
+                // Without our nonce it is from somebody who has not seen our request (RFC 5685, section 3).
+                let Some((to, _)) = redirect::read(data)
+                    .ok()
+                    .filter(|(_, nonce)| *nonce == self.nonce)
+                else {
+                    return Ok(State::Init(self));
+                };
+                match redirect::judge(&self.config, to, self.path.remote.ip(), false) {
+                    Ok(redirect) => Err(Failure {
+                        stage: Stage::IkeSaInit,
+                        cause: Cause::Redirected(redirect),
+                    }),
+                    Err(cause) => {
+                        self.remember(cause, cx);
+                        Ok(State::Init(self))
+                    }
+                }
+            }
             Reply::Error(error) => {
                 let cause = match error {
                     NotifyType::NO_PROPOSAL_CHOSEN if self.config.profile.ike.require_pq => {
@@ -295,6 +330,7 @@ impl Init {
             };
             match (notify.kind, notify.data) {
                 (NotifyType::COOKIE, cookie) => return Reply::Cookie(cookie),
+                (NotifyType::REDIRECT, data) => return Reply::Redirect(data),
                 (NotifyType::INVALID_KE_PAYLOAD, &[high, low]) => {
                     return Reply::OtherMethod(KeMethod(u16::from_be_bytes([high, low])));
                 }

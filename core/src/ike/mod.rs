@@ -18,6 +18,7 @@ mod method;
 mod mobility;
 mod nat;
 mod proof;
+mod redirect;
 mod rekey_ike;
 mod window;
 
@@ -30,10 +31,12 @@ pub(crate) use children::add_traffic;
 pub(crate) use established::{Established, Hint};
 pub(crate) use window::jitter;
 
-use crate::command::{Cause, Failure, Path, Prompt, PromptId, Rekey, Roam, Stage, Traffic, Transmit};
+use crate::command::{
+    Cause, Failure, Path, Prompt, PromptId, Redirect, Rekey, Roam, Stage, Traffic, Transmit,
+};
 use crate::crypto::Secret;
 use crate::esp::{self, Discard};
-use crate::profile::{Credentials, Ppk, Profile};
+use crate::profile::{Credentials, Host, Ppk, Profile};
 use crate::rng::Rng;
 use crate::timer::{Instant, Timer, UnixTime};
 use crate::wire::iana::{NotifyType, ProtocolId};
@@ -89,6 +92,8 @@ pub(crate) enum Renewal {
     Refused(Cause),
     /// The gateway has put us off too often (RFC 7296, section 2.25).
     OutOfSync,
+    /// The gateway sends us to another one (RFC 5685, section 5).
+    Redirected(Redirect),
 }
 
 /// What the user configured and keeps secret, and what an SA before this one had.
@@ -97,6 +102,8 @@ pub(crate) struct SaConfig {
     pub(crate) credentials: Arc<Credentials>,
     /// The inner addresses to ask for again.
     pub(crate) former: Vec<IpNet>,
+    /// What led to the gateway, if it is another than the profile's.
+    pub(crate) redirected: redirect::Redirected,
 }
 
 impl SaConfig {
@@ -105,6 +112,7 @@ impl SaConfig {
             profile: Arc::new(profile),
             credentials: Arc::new(credentials),
             former: Vec::new(),
+            redirected: redirect::Redirected::default(),
         }
     }
 
@@ -114,7 +122,31 @@ impl SaConfig {
             profile: Arc::clone(&self.profile),
             credentials: Arc::clone(&self.credentials),
             former: addresses.to_vec(),
+            redirected: self.redirected.clone(),
         }
+    }
+
+    /// The same, from the profile's own gateway on: whoever has sent us elsewhere may send us elsewhere now.
+    pub(crate) fn anew(&self, addresses: &[IpNet]) -> Self {
+        Self {
+            redirected: redirect::Redirected::default(),
+            ..self.again(addresses)
+        }
+    }
+
+    /// The same for the gateway that another one sends us to, unless they have done so too often. Nothing else changes:
+    /// the other one has to prove the same identity (RFC 5685, section 3).
+    pub(crate) fn follow(&self, redirect: &Redirect, now: Instant) -> Result<Self, Cause> {
+        Ok(Self {
+            redirected: self.redirected.further(redirect, now)?,
+            ..self.again(&self.former)
+        })
+    }
+
+    /// Where the gateway is.
+    pub(crate) fn host(&self) -> &Host {
+        let redirect = self.redirected.last();
+        redirect.map_or(&self.profile.gateway.host, |redirect| &redirect.to)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::proposal::{EspProposal, IkeProposal};
 pub use identity::{Identity, IdentityError};
 pub use parse::{FileRef, MissingSecret, Parsed, Passphrase, Source, WEAK_PSK_WARNING, is_weak_psk, parse};
 pub use report::{ProfileError, ProfileErrors, Remark, Report, Setting};
+pub(crate) use value::host_name;
 
 /// One connection: which gateway, who we are, what goes through.
 #[derive(Clone, Debug)]
@@ -56,6 +57,28 @@ pub struct Gateway {
     pub pin: Option<Certificate>,
     /// Accept an AUTH made with RSA and SHA-1 (method 1) from a gateway without RFC 7427, and answer in kind.
     pub allow_sha1_auth: bool,
+    /// Whether it may send us to another gateway (RFC 5685), which must prove the same identity.
+    pub redirect: Redirects,
+}
+
+/// Which redirects are followed (RFC 5685).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Redirects {
+    /// None.
+    Never,
+    /// Those of a gateway that has proven its identity: in IKE_AUTH, and while the IKE SA is up.
+    Proven,
+    /// Those to these targets and no others, even before the gateway has proven anything.
+    To(Vec<RedirectTarget>),
+}
+
+/// Where a redirect may lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedirectTarget {
+    /// To this DNS name, in A-labels.
+    Name(String),
+    /// To an address of this network.
+    Network(IpNet),
 }
 
 /// A gateway's address as configured.

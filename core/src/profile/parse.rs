@@ -155,6 +155,7 @@ const SCHEMAS: &[Schema] = &[
             "certificate",
             "send_idr",
             "allow_sha1_auth",
+            "redirect",
         ],
     },
     Schema {
@@ -391,6 +392,7 @@ impl<'t> Parser<'t, '_> {
             let message = "a gateway that signs with SHA-1 is accepted; collisions in SHA-1 can be made";
             self.reader.warn(section, "allow_sha1_auth", message);
         }
+        let redirect = self.redirects(section);
         let (anchors, pin) = if method.is_some_and(|method| method.kind == AuthKind::Psk) {
             for key in ["ca", "certificate"].into_iter().filter(|key| section.has(key)) {
                 self.reader
@@ -414,6 +416,7 @@ impl<'t> Parser<'t, '_> {
             anchors: anchors?,
             pin,
             allow_sha1_auth,
+            redirect,
         })
     }
 

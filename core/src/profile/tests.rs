@@ -85,6 +85,7 @@ fn a_small_profile_gets_the_documented_defaults() {
     assert_eq!((profile.gateway.port, profile.gateway.send_idr), (500, true));
     assert_eq!(profile.gateway.identity, Identity::Fqdn("vpn.example.org".into()));
     assert!(profile.gateway.anchors.system && !profile.gateway.allow_sha1_auth);
+    assert_eq!(profile.gateway.redirect, Redirects::Proven);
     assert_eq!(profile.auth.method, AuthKind::EapMsChapV2);
     assert_eq!(profile.auth.username.as_deref(), Some("alice"));
     assert_eq!(profile.ike.proposals, default_ike());
@@ -129,6 +130,7 @@ fn every_key_has_its_effect() {
         identity = "C=CH, CN=gateway"
         send_idr = false
         allow_sha1_auth = true
+        redirect = ["VPN2.example.org", "192.0.2.0/24"]
         [auth]
         method = "eap-mschapv2"
         identity = "alice@example.org"
@@ -166,6 +168,11 @@ fn every_key_has_its_effect() {
     assert_eq!(profile.gateway.host, Host::Name("xn--bcher-kva.example".into()));
     assert_eq!((profile.gateway.port, profile.gateway.send_idr), (4500, false));
     assert!(matches!(profile.gateway.identity, Identity::Dn(_)) && profile.gateway.allow_sha1_auth);
+    let targets = vec![
+        RedirectTarget::Name("vpn2.example.org".into()),
+        RedirectTarget::Network("192.0.2.0/24".parse().unwrap()),
+    ];
+    assert_eq!(profile.gateway.redirect, Redirects::To(targets));
     assert_eq!(
         profile.auth.identity,
         Some(Identity::Rfc822("alice@example.org".into()))

@@ -77,7 +77,7 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 }
 
 /// Reads a host name into A-labels (RFC 5890, section 2.3.2.1), without a final dot.
-pub(super) fn host_name(text: &str) -> Result<String, String> {
+pub(crate) fn host_name(text: &str) -> Result<String, String> {
     let fault = || format!("`{text}` is not a host name");
     let name = text.strip_suffix('.').unwrap_or(text);
     let name = if name.is_ascii() {

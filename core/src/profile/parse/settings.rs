@@ -11,7 +11,7 @@ use toml::de::DeValue;
 
 use super::super::reader::{self, Fault, Section, fault};
 use super::super::value::{duration, duration_text, host_name, network};
-use super::super::{ChildConfig, DnsPolicy, IkeConfig, NetworkConfig};
+use super::super::{ChildConfig, DnsPolicy, IkeConfig, NetworkConfig, RedirectTarget, Redirects};
 use super::Parser;
 use crate::proposal::{EspProposal, IkeProposal, ProposalError, default_esp, default_ike};
 
@@ -24,6 +24,14 @@ const MAX_PROPOSALS: usize = 16;
 const MANY_PROPOSALS: usize = 4;
 
 impl<'t> Parser<'t, '_> {
+    pub(super) fn redirects(&mut self, section: Section<'_, 't>) -> Redirects {
+        let default = "proven: a gateway that has proven its identity may send us to another one";
+        self.reader
+            .value_or(section, "redirect", Redirects::Proven, default, |_, value| {
+                redirects(value)
+            })
+    }
+
     pub(super) fn ike(&mut self, section: Section<'_, 't>) -> IkeConfig {
         let mut proposals = self
             .proposals(section, IkeProposal::parse, IkeProposal::legacy, default_ike)
@@ -278,6 +286,31 @@ impl<'t> Parser<'t, '_> {
         }
         Some(proposals)
     }
+}
+
+fn redirects(value: &Spanned<DeValue<'_>>) -> Result<Redirects, Fault> {
+    let texts = reader::texts(value)?;
+    match (value.get_ref(), texts.as_slice()) {
+        (DeValue::String(_), [("proven", _)]) => return Ok(Redirects::Proven),
+        (DeValue::String(_), [("never", _)]) => return Ok(Redirects::Never),
+        _ => {}
+    }
+    let read = |(text, span): (&str, Range<usize>)| {
+        if let Ok(network) = network(text) {
+            return Ok(RedirectTarget::Network(network));
+        }
+        host_name(text).map(RedirectTarget::Name).map_err(|_| Fault {
+            span,
+            message: format!(
+                "`{text}` is neither a host name nor a network; write \"proven\", \"never\" or a list of those"
+            ),
+        })
+    };
+    texts
+        .into_iter()
+        .map(read)
+        .collect::<Result<_, _>>()
+        .map(Redirects::To)
 }
 
 fn read_network((text, span): (&str, Range<usize>)) -> Result<IpNet, Fault> {
