@@ -26,6 +26,7 @@ fn main() -> ExitCode {
             ("the_cable_is_pulled", the_cable_is_pulled),
             ("the_machine_sleeps", the_machine_sleeps),
             ("a_nat_forgets", a_nat_forgets),
+            ("the_gateway_sends_us_elsewhere", the_gateway_sends_us_elsewhere),
             (
                 "the_gateway_is_killed_and_starts_again",
                 the_gateway_is_killed_and_starts_again,
@@ -210,6 +211,32 @@ fn the_gateway_rekeys_in_a_storm(lab: &Lab) {
             .any(|it| it["kind"] == "ike_sa" && it["by"] == "gateway"),
         "no IKE SA replaced by the gateway"
     );
+}
+
+/// strongSwan's administrator sends its clients to another address, then to a name.
+fn the_gateway_sends_us_elsewhere(lab: &Lab) {
+    let (mut tunnel, _) = connected(lab, &certificate("cert.vpn.lab"));
+    let pings = Pings::start(lab, Duration::from_millis(20));
+    for (to, address) in [
+        (names::GATEWAY_DIRECT, names::GATEWAY_DIRECT),
+        (names::GATEWAY_NAME, names::GATEWAY_V6),
+    ] {
+        lab.must("gw", &["swanctl", "--redirect", "--ike", "cert", "--gateway", to]);
+        let again = tunnel.event("reconnect", |event| event["event"] == "reconnect");
+        assert_eq!(again["why"], "redirected", "{again}");
+        assert_eq!(again["attempts"], 1, "{again}");
+        let status = tunnel.connected();
+        assert_eq!(status["gateway"]["redirected_to"], to, "{status}");
+        let remote = status["path"]["remote"].as_str().expect("an address");
+        assert!(remote.contains(address), "{remote}");
+        // Five in five minutes are followed.
+        std::thread::sleep(Duration::from_secs(2));
+        let sas = lab.must("gw", &["swanctl", "--list-sas", "--ike", "cert"]);
+        assert_eq!(sas.matches("ESTABLISHED").count(), 1, "{sas}");
+    }
+    let seen = pings.stop();
+    assert_eq!(seen.lost(), Vec::<usize>::new(), "of {}", seen.sent);
+    assert_eq!(tunnel.stop("TERM").code, Some(0));
 }
 
 /// Wi-Fi goes away: what is left is LTE.
