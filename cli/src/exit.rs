@@ -33,6 +33,7 @@ impl From<&Failure> for Exit {
             Cause::Ikev1Only
             | Cause::NoIkeProposal
             | Cause::NoPostQuantum
+            | Cause::NotResumed
             | Cause::Redirected(_)
             | Cause::RedirectRefused { .. }
             | Cause::KeyExchangeNotOffered(_) => Self::Phase1,

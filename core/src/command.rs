@@ -214,6 +214,8 @@ pub enum Means {
 pub struct Reconnect {
     /// Why it was needed.
     pub why: Why,
+    /// Whether it authenticated anew, or was resumed.
+    pub means: Means,
     /// How many attempts it took.
     pub attempts: u32,
     /// From the moment that it was needed, in milliseconds.

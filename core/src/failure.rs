@@ -112,6 +112,8 @@ pub enum Cause {
     OneRoundOnly,
     /// The gateway wanted its EAP round before proving its identity.
     GatewayUnproven,
+    /// The gateway does not resume the IKE SA (RFC 5723). Nobody sees it: the attempt authenticates in full.
+    NotResumed,
     /// The gateway sends us to another one. Nobody sees it: the attempt goes on there.
     Redirected(Redirect),
     /// The gateway sends us to another one, to which we do not go.
@@ -234,6 +236,7 @@ impl Failure {
             Cause::EapKeyMismatch => "eap_key_mismatch",
             Cause::Unanswered(_) => "unanswered",
             Cause::OneRoundOnly => "one_round_only",
+            Cause::NotResumed => "not_resumed",
             Cause::Redirected(_) => "redirected",
             Cause::RedirectRefused { .. } => "redirect_refused",
             Cause::GatewayUnproven => "gateway_unproven",
@@ -307,6 +310,7 @@ impl Failure {
             | Cause::CertificateForPsk(_)
             | Cause::EapKeyMismatch
             | Cause::OneRoundOnly
+            | Cause::NotResumed
             | Cause::Redirected(_)
             | Cause::RedirectRefused { .. }
             | Cause::GatewayUnproven
@@ -370,6 +374,7 @@ impl Failure {
             Cause::OneRoundOnly => {
                 "The gateway lets a client authenticate only once, but the profile has two methods.".into()
             }
+            Cause::NotResumed => "The gateway does not resume the connection.".into(),
             Cause::Redirected(redirect) => format!("The gateway sends us to {}.", redirect.to),
             Cause::RedirectRefused {
                 to,
@@ -490,7 +495,7 @@ impl Failure {
                 why: RedirectRefusal::TooMany,
                 ..
             } => vec!["Gateway: its load balancing sends clients in a circle (RFC 5685, section 7)."],
-            Cause::Redirected(_) => vec![],
+            Cause::NotResumed | Cause::Redirected(_) => vec![],
             Cause::OneRoundOnly => vec![
                 "Set `auth.method` to the one method that the gateway's administrator names.",
                 "Gateway: enable several rounds of authentication (RFC 4739).",

@@ -93,6 +93,8 @@ pub enum Timer {
     Rekey,
     /// The lifetime of the authentication ends soon (RFC 4478).
     Reauthenticate,
+    /// A ticket of the gateway's is needed (RFC 5723).
+    Ticket,
     /// The next attempt to connect again.
     Reconnect,
     /// A path that was left is not needed any more.

@@ -210,6 +210,7 @@ impl Cast {
                 fragment_size: 1280,
                 dpd: Duration::from_secs(30),
                 initial_contact: false,
+                resumption: true,
             },
             child: ChildConfig {
                 proposals: default_esp(),

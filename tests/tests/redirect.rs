@@ -278,7 +278,7 @@ fn a_tunnel_that_is_up_goes_to_the_other_gateway_without_a_gap() {
         matches!(
             happened.as_slice(),
             [Happening::Roam(roam), Happening::Reconnect(again)]
-                if roam.means == Means::NewSa && again.why == Why::Redirected && again.attempts == 1
+                if roam.means == Means::NewSa && again.means == Means::NewSa && again.why == Why::Redirected && again.attempts == 1
         ),
         "{happened:?}"
     );

@@ -23,6 +23,8 @@ pub(super) struct Attempt {
     checking: Option<SocketAddr>,
     /// Questions about the name whose answers do not count any more: each gets one, in its own time.
     outdated: u32,
+    /// What is negotiated began with a ticket.
+    resuming: bool,
 }
 
 enum Progress {
@@ -51,6 +53,7 @@ impl Attempt {
             stage: Stage::Resolve,
             checking: None,
             outdated: 0,
+            resuming: false,
         };
         attempt.begin(events, now);
         attempt
@@ -73,6 +76,11 @@ impl Attempt {
         self.addresses = addresses;
         self.progress = Progress::Racing(Box::new(race));
         self.stage = Stage::Reach;
+    }
+
+    /// The gateway has accepted a ticket of ours: the SA that it stands for may be gone there.
+    pub(super) fn is_resuming(&self) -> bool {
+        matches!(&self.progress, Progress::Negotiating { sa, .. } if sa.is_resumed())
     }
 
     /// How far it has come.
@@ -218,7 +226,10 @@ impl Attempt {
         if let Progress::Racing(race) = &mut self.progress {
             match race.outcome(news, now) {
                 None => race.ask(events, now),
-                Some(Ok(Winner { sa, bound })) => self.progress = Progress::Negotiating { sa, bound },
+                Some(Ok(Winner { sa, bound })) => {
+                    self.resuming = sa.is_resumed();
+                    self.progress = Progress::Negotiating { sa, bound };
+                }
                 Some(Err(failure)) => {
                     news.clear();
                     return self.fail(failure, events, now).map(Err);
@@ -251,11 +262,18 @@ impl Attempt {
         None
     }
 
-    /// Its SA has failed: the end, unless the gateway only sends us elsewhere.
+    /// Its SA has failed: the end, unless the gateway only sends us elsewhere, or does not resume.
     fn fail(&mut self, failure: Failure, events: &mut VecDeque<Event>, now: Instant) -> Option<Failure> {
+        let was_resuming = std::mem::take(&mut self.resuming);
         self.progress = Progress::Over;
         let Cause::Redirected(redirect) = &failure.cause else {
-            return Some(failure);
+            if !was_resuming {
+                return Some(failure);
+            }
+            tracing::info!(message = %failure.message(), "the IKE SA cannot be resumed: authenticating anew");
+            self.config = Arc::new(self.config.again(&self.config.former));
+            self.begin(events, now);
+            return None;
         };
         let Failure { stage, .. } = failure;
         self.follow(redirect, events, now)

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempt::{Attempt, Ready};
-use super::up::Up;
+use super::up::{Parts, Up, new_or_resumed};
 use super::{Client, Phase, back_off};
-use crate::command::{Answer, Bound, Cause, Event, Failure, Path, PromptId, Why};
+use crate::command::{Answer, Bound, Cause, Event, Failure, Path, PromptId, Reconnect, Why};
 use crate::crypto::Secret;
 use crate::eap::EapError;
-use crate::ike::{Cx, News, SaConfig};
+use crate::ike::{Cx, IkeSa, News, SaConfig, Ticket};
 use crate::plan::{Plan, TunnelConfig};
 use crate::timer::{Instant, Timer};
 
+/// After so many attempts at a gateway that another one sent us to, we begin at the profile's own, whatever ticket we
+/// have.
+const REDIRECTED_ATTEMPTS: u32 = 3;
 /// A gateway that ended the SA is left alone for so long.
 const AFTER_DELETE: Duration = Duration::from_secs(5);
 
@@ -43,6 +46,10 @@ pub(super) struct Lost {
     /// None while the next attempt is waited for.
     pub(super) attempt: Option<Attempt>,
     pub(super) retry_at: Instant,
+    /// What the lost SA can be resumed with (RFC 5723).
+    ticket: Option<Arc<Ticket>>,
+    /// The lost SA, if the gateway has to be told that it is over should it not be resumed.
+    pub(super) behind: Option<IkeSa>,
     news: VecDeque<News>,
     changed: bool,
 }
@@ -50,12 +57,21 @@ pub(super) struct Lost {
 impl Lost {
     /// An attempt that was under way beside the SA goes on.
     pub(super) fn new(up: Up, failure: Failure, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) -> Self {
-        let (config, tunnel, bound, beside, offline, left) = up.into_parts();
+        let Parts {
+            config,
+            tunnel,
+            bound,
+            beside,
+            is_offline,
+            left,
+            ticket,
+            behind,
+        } = up.into_parts();
         // Nothing is expected any more on the ways that were left.
         let left = left.into_iter().filter(|local| *local != bound.path.local);
         events.extend(left.map(Event::Release));
         let why = match &failure.cause {
-            _ if offline => Why::Offline,
+            _ if is_offline => Why::Offline,
             Cause::DeletedByGateway | Cause::EndedByGateway(_) | Cause::AuthenticationFailed => {
                 Why::DeletedByGateway
             }
@@ -79,6 +95,8 @@ impl Lost {
             failure,
             attempt: None,
             retry_at: cx.now + wait,
+            ticket,
+            behind,
             news: VecDeque::new(),
             changed: false,
         };
@@ -102,8 +120,13 @@ impl Lost {
     }
 
     fn begin(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
-        let config = Arc::new(self.config.anew(&self.tunnel.addresses));
-        self.attempt = Some(Attempt::start(config, events, cx.now));
+        // A ticket leads to the gateway that gave it, even if another one sent us there.
+        let ticket = self.ticket.clone().filter(|ticket| ticket.is_good(cx.now));
+        let config = match ticket {
+            Some(ticket) => self.config.again(&self.tunnel.addresses).with(Some(ticket)),
+            None => self.config.anew(&self.tunnel.addresses),
+        };
+        self.attempt = Some(Attempt::start(Arc::new(config), events, cx.now));
         self.changed = true;
     }
 
@@ -178,6 +201,9 @@ impl Client {
             Some(Err(failure)) => {
                 lost.attempt = None;
                 lost.failures += 1;
+                if lost.failures >= REDIRECTED_ATTEMPTS && lost.config.redirected.last().is_some() {
+                    lost.ticket = None;
+                }
                 lost.failure = failure.clone();
                 lost.refusals += u32::from(failure.cause == Cause::AuthenticationFailed);
                 let pause = back_off(lost.failures - 1, &mut self.io.rng);
@@ -200,6 +226,13 @@ impl Client {
     fn come_back(&mut self, lost: Lost, ready: Ready, now: Instant) {
         let Some(mut up) = Up::new(ready, now) else { return };
         let (from, to) = (lost.bound.path, up.bound.path);
+        let resumed = up.sa.is_resumed();
+        if let Some(mut behind) = lost.behind.filter(|_| !resumed) {
+            if let Some(old) = behind.established_mut() {
+                old.set_path(to);
+            }
+            self.end(behind, now);
+        }
         up.was_up();
         if from.local != to.local {
             self.io.events.push_back(Event::Release(from.local));
@@ -213,8 +246,13 @@ impl Client {
         }
         self.shown.since = Some(self.io.unix(now));
         self.phase = Phase::Up(Box::new(up));
-        let took = now.since(lost.began);
-        self.tell_reconnected(lost.why, lost.failures + 1, took, from, to);
+        let again = Reconnect {
+            why: lost.why,
+            means: new_or_resumed(resumed),
+            attempts: lost.failures + 1,
+            took: now.since(lost.began),
+        };
+        self.tell_reconnected(again, from, to);
     }
 }
 

@@ -352,16 +352,26 @@ impl Client {
     }
 
     /// An SA that another has replaced: it is deleted, and until then takes what is on its way.
-    fn retire(&mut self, mut sa: IkeSa, now: Instant) {
-        if let Some(established) = sa.established() {
-            add_traffic(&mut self.shown.traffic, established.traffic());
-        }
+    fn retire(&mut self, sa: IkeSa, now: Instant) {
+        self.forget(&sa);
+        self.end(sa, now);
+    }
+
+    /// Deletes an SA that is forgotten already.
+    fn end(&mut self, mut sa: IkeSa, now: Instant) {
         sa.close(&mut self.io.cx(now));
         self.io.news.clear();
         if self.retired.len() >= MAX_RETIRED {
             self.retired.remove(0);
         }
         self.retired.push(sa);
+    }
+
+    /// An SA that is not ended, but not used any longer either.
+    fn forget(&mut self, sa: &IkeSa) {
+        if let Some(established) = sa.established() {
+            add_traffic(&mut self.shown.traffic, established.traffic());
+        }
     }
 
     /// The user's answer, for whichever attempt has asked.
@@ -488,6 +498,9 @@ impl Client {
             Phase::Lost(mut lost) => {
                 if let Some(attempt) = &mut lost.attempt {
                     attempt.abandon(&mut self.io.cx(now));
+                }
+                if let Some(behind) = lost.behind.take() {
+                    self.end(behind, now);
                 }
                 self.io.events.push_back(Event::Plan(Plan::default()));
                 (None, true)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::command::{Ask, Bound, Cause, Event, Failure, HostFault, Path, Stage};
-use crate::ike::{Cx, IKE_PORT, IkeSa, NAT_T_PORT, News, SaConfig};
+use crate::ike::{Cx, IKE_PORT, IkeSa, NAT_T_PORT, News, RESUME_PATIENCE, SaConfig, Ticket};
 use crate::timer::{Instant, Timer};
 
 /// The head start of each address over the next (RFC 8305, section 5).
@@ -21,12 +21,16 @@ const REFUSAL_STANDS: Duration = Duration::from_secs(3);
 pub(super) struct Race {
     config: Arc<SaConfig>,
     candidates: Vec<Candidate>,
+    /// All that authenticate in full wait until then, or until the gateway says that it does not resume.
+    held_until: Option<Instant>,
     /// A refusal by one address, and when it ends the race.
     refused: Option<(Failure, Instant)>,
 }
 
 struct Candidate {
     remote: SocketAddr,
+    /// The ticket to present there.
+    ticket: Option<Arc<Ticket>>,
     due: Instant,
     progress: Progress,
 }
@@ -48,21 +52,33 @@ impl Race {
         let port = config.profile.gateway.port;
         let ordered = interleave(addresses);
         let mut candidates: Vec<Candidate> = Vec::new();
+        let mut held_until = None;
+        if let Some(ticket) = config.ticket.as_ref().filter(|ticket| ticket.is_good(now))
+            && let Some(home) = ordered.iter().find(|address| ticket.gateways().contains(address))
+        {
+            candidates.push(Candidate {
+                ticket: Some(Arc::clone(ticket)),
+                ..Candidate::new(*home, port, now)
+            });
+            held_until = Some(now + RESUME_PATIENCE);
+        }
+        let begin = held_until.unwrap_or(now);
         let mut delay = Duration::ZERO;
         for address in &ordered {
-            candidates.push(Candidate::new(*address, port, now + delay));
+            candidates.push(Candidate::new(*address, port, begin + delay));
             delay += HEAD_START;
         }
         if port == IKE_PORT {
             let mut delay = OTHER_PORT;
             for address in &ordered {
-                candidates.push(Candidate::new(*address, NAT_T_PORT, now + delay));
+                candidates.push(Candidate::new(*address, NAT_T_PORT, begin + delay));
                 delay += HEAD_START;
             }
         }
         Self {
             config,
             candidates,
+            held_until,
             refused: None,
         }
     }
@@ -72,6 +88,8 @@ impl Race {
             .candidates
             .iter()
             .filter_map(|candidate| match &candidate.progress {
+                // It waits for the one that resumes, which has a time of its own.
+                Progress::Waiting if self.held_until.is_some() && candidate.ticket.is_none() => None,
                 Progress::Waiting => Some((candidate.due, Timer::NextCandidate)),
                 Progress::Running { sa, .. } => sa.poll_timeout(),
                 Progress::Binding | Progress::Failed(_) => None,
@@ -83,6 +101,27 @@ impl Race {
 
     /// Asks for sockets for the addresses whose turn it is.
     pub(super) fn ask(&mut self, events: &mut VecDeque<Event>, now: Instant) {
+        if let Some(until) = self.held_until {
+            let resuming = |candidate: &Candidate| candidate.ticket.is_some() && !candidate.has_failed();
+            if self.candidates.iter().any(resuming) {
+                // Nothing else begins: whoever has to type a code would be asked for it without need.
+                return self.begin_due(events, now, |candidate| candidate.ticket.is_some());
+            }
+            let early = until.since(now);
+            for candidate in &mut self.candidates {
+                candidate.due = candidate.due - early;
+            }
+            self.held_until = None;
+        }
+        self.begin_due(events, now, |_| true);
+    }
+
+    fn begin_due(
+        &mut self,
+        events: &mut VecDeque<Event>,
+        now: Instant,
+        may_begin: impl Fn(&Candidate) -> bool,
+    ) {
         let idle = self.candidates.iter().all(|candidate| !candidate.is_under_way());
         for index in 0..self.candidates.len() {
             let Some(candidate) = self.candidates.get(index) else {
@@ -91,7 +130,7 @@ impl Race {
             let (remote, waiting) = (candidate.remote, matches!(candidate.progress, Progress::Waiting));
             // Nothing is gained by waiting for the next turn when nothing else is under way.
             let first = idle && !self.candidates.iter().take(index).any(Candidate::is_under_way);
-            if !waiting || (now < candidate.due && !first) {
+            if !waiting || (now < candidate.due && !first) || !may_begin(candidate) {
                 continue;
             }
             let reached = self
@@ -128,7 +167,10 @@ impl Race {
             return (false, false);
         };
         let started = match result {
-            Ok(bound) => IkeSa::start(Arc::clone(&self.config), bound.path, cx).map(|sa| (sa, bound)),
+            Ok(bound) => {
+                let ticket = candidate.ticket.clone();
+                IkeSa::start(Arc::clone(&self.config), ticket, bound.path, cx).map(|sa| (sa, bound))
+            }
             Err(fault) => Err(Failure {
                 stage: Stage::Reach,
                 cause: Cause::NoRoute(fault),
@@ -249,6 +291,7 @@ impl Candidate {
     const fn new(address: IpAddr, port: u16, due: Instant) -> Self {
         Self {
             remote: SocketAddr::new(address, port),
+            ticket: None,
             due,
             progress: Progress::Waiting,
         }
@@ -258,7 +301,15 @@ impl Candidate {
         matches!(self.progress, Progress::Binding | Progress::Running { .. })
     }
 
+    const fn has_failed(&self) -> bool {
+        matches!(self.progress, Progress::Failed(_))
+    }
+
     fn is_refused(&self) -> bool {
+        // That the gateway does not resume says nothing of what else it does.
+        if self.ticket.is_some() {
+            return false;
+        }
         match &self.progress {
             Progress::Running { sa, .. } => sa.refusal().is_some(),
             Progress::Failed(failure) => failure.stage != Stage::Reach,
@@ -274,7 +325,15 @@ impl Candidate {
         }
         let position = news.iter().position(|news| matches!(news, News::Failed(_)));
         if let Some(News::Failed(failure)) = position.and_then(|index| news.remove(index)) {
-            self.progress = Progress::Failed(failure);
+            let counts = self.ticket.is_none() || matches!(failure.cause, Cause::Redirected(_));
+            self.progress = Progress::Failed(if counts {
+                failure
+            } else {
+                Failure {
+                    stage: Stage::Reach,
+                    cause: Cause::NoAnswer,
+                }
+            });
         }
     }
 }

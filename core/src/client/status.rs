@@ -94,7 +94,7 @@ impl Client {
         let path = sa.path();
         if let Some(gateway) = &mut status.gateway {
             gateway.address = Some(path.remote);
-            gateway.identity = Some(sa.identity.clone());
+            gateway.identity = Some(sa.identity().to_owned());
             gateway.redirected_to = up.config.redirected.last().map(|last| last.to.to_string());
         }
         if let Some((why, _)) = up.trouble {

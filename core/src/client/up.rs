@@ -14,7 +14,7 @@ use crate::command::{
 };
 use crate::crypto::Secret;
 use crate::esp;
-use crate::ike::{Cx, Established, Hint, IkeSa, News, Renewal, SaConfig, add_traffic};
+use crate::ike::{Cx, Established, Hint, IkeSa, News, Renewal, SaConfig, Ticket, add_traffic};
 use crate::plan::{Plan, TunnelConfig};
 use crate::profile::Host;
 use crate::timer::{Instant, Timer};
@@ -42,10 +42,14 @@ pub(super) struct Up {
     pub(super) applied: bool,
     /// It took over from an SA that was lost: the machine used the tunnel before.
     was_up: bool,
+    /// An SA that is given up here, but not ended at the gateway, because it may be resumed.
+    behind: Option<IkeSa>,
     /// A fresh SA that is to take over.
     pub(super) beside: Option<Box<Beside>>,
     /// Why nothing goes through at present, if it seems so, and since when.
     pub(super) trouble: Option<(Why, Instant)>,
+    /// With what the SA can be resumed that has just died.
+    ticket: Option<Arc<Ticket>>,
     /// The gateway's addresses, as its name had them here last.
     addresses: Vec<IpAddr>,
     /// The name was asked for again.
@@ -101,8 +105,10 @@ impl Up {
             tunnel,
             applied: false,
             was_up: false,
+            behind: None,
             beside: None,
             trouble: None,
+            ticket: None,
             addresses,
             resolving: false,
             search: None,
@@ -111,6 +117,11 @@ impl Up {
             news: VecDeque::new(),
             changed: false,
         })
+    }
+
+    fn is_resuming(&self) -> bool {
+        let attempt = self.beside.as_ref().and_then(|beside| beside.attempt.as_ref());
+        attempt.is_some_and(Attempt::is_resuming)
     }
 
     fn is_offline(&self) -> bool {
@@ -408,7 +419,11 @@ impl Up {
 
     fn begin_attempt(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
         if let Some(beside) = &mut self.beside {
-            let config = Arc::new(beside.config.again(&self.tunnel.addresses));
+            // Only what is lost is resumed: authentication that expires, or an SA out of step, has to be made anew.
+            let is_lost = matches!(beside.why, Why::PeerDead | Why::NetworkChanged | Why::Offline);
+            let ticket = self.sa.established().and_then(Established::ticket);
+            let config = beside.config.again(&self.tunnel.addresses);
+            let config = Arc::new(config.with(ticket.filter(|_| is_lost)));
             beside.attempt = Some(Attempt::start(config, events, cx.now));
             self.changed = true;
         }
@@ -478,6 +493,7 @@ impl Client {
     fn hear(&mut self, up: &mut Up, news: News, now: Instant) {
         match news {
             News::Carried(traffic) => add_traffic(&mut self.shown.traffic, traffic),
+            News::Ticket(ticket) => up.ticket = Some(ticket),
             News::Rekeyed(rekey) => {
                 up.changed = true;
                 self.happened(Happening::Rekey(rekey));
@@ -524,10 +540,10 @@ impl Client {
     fn well_again(&mut self, up: &mut Up, now: Instant) {
         up.changed = true;
         up.trouble = None;
-        let needless = up
-            .beside
-            .as_ref()
-            .is_some_and(|beside| matches!(beside.why, Why::PeerDead | Why::NetworkChanged | Why::Offline));
+        let needless =
+            up.beside.as_ref().is_some_and(|beside| {
+                matches!(beside.why, Why::PeerDead | Why::NetworkChanged | Why::Offline)
+            }) && !up.is_resuming();
         if needless
             && let Some(beside) = up.beside.take()
             && let Some(mut attempt) = beside.attempt
@@ -547,13 +563,18 @@ impl Client {
             return;
         };
         let tunnel = tunnel_config(&ready.config, established, ready.bound.mtu);
-        let (from, to) = (up.bound.path, established.path());
+        let (from, to, resumed) = (up.bound.path, established.path(), established.is_resumed);
         let mut old = std::mem::replace(&mut up.sa, ready.sa);
         // The way that it took may not be there any more.
         if let Some(old) = old.established_mut() {
             old.set_path(to);
         }
-        self.retire(old, now);
+        if resumed {
+            // The gateway has deleted it without a word, and its Child SAs with it (RFC 5723, section 4.3.4).
+            self.forget(&old);
+        } else {
+            self.retire(old, now);
+        }
         up.news.clear();
         up.ways = vec![ready.bound];
         up.note_way(to, now);
@@ -569,26 +590,41 @@ impl Client {
             }));
         }
         self.phase = Phase::Up(up);
-        self.tell_reconnected(beside.why, beside.failures + 1, now.since(beside.began), from, to);
+        let again = Reconnect {
+            why: beside.why,
+            means: new_or_resumed(resumed),
+            attempts: beside.failures + 1,
+            took: now.since(beside.began),
+        };
+        self.tell_reconnected(again, from, to);
     }
 
-    pub(super) fn tell_reconnected(&mut self, why: Why, attempts: u32, took: Duration, from: Path, to: Path) {
+    pub(super) fn tell_reconnected(&mut self, again: Reconnect, from: Path, to: Path) {
         if from != to {
             self.happened(Happening::Roam(Roam {
                 from,
                 to,
-                means: Means::NewSa,
-                took,
+                means: again.means,
+                took: again.took,
             }));
         }
-        self.happened(Happening::Reconnect(Reconnect { why, attempts, took }));
+        self.happened(Happening::Reconnect(again));
         self.announce();
     }
 
     /// The SA is gone. The tunnel device, its addresses and routes stay, so that nothing goes beside it meanwhile.
     fn fall(&mut self, mut up: Box<Up>, failure: Failure, now: Instant) {
         let sa = std::mem::replace(&mut up.sa, IkeSa::gone());
-        if sa.spi().is_some() {
+        let ticket = sa
+            .established()
+            .and_then(Established::ticket)
+            .filter(|ticket| ticket.is_good(now));
+        if ticket.is_some() && matches!(failure.cause, Cause::PeerDead | Cause::LeftBehind) {
+            // A Delete would void the ticket (RFC 5723, section 6.2).
+            self.forget(&sa);
+            up.ticket = ticket;
+            up.behind = Some(sa);
+        } else if sa.spi().is_some() {
             self.retire(sa, now);
         }
         let refused = up.beside.as_mut().and_then(|beside| beside.refused.take());
@@ -608,6 +644,10 @@ impl Client {
         self.announce();
         self.settle(now);
     }
+}
+
+pub(super) const fn new_or_resumed(resumed: bool) -> Means {
+    if resumed { Means::Resumption } else { Means::NewSa }
 }
 
 pub(super) fn tunnel_config(
@@ -641,20 +681,30 @@ impl Up {
 
     /// What a tunnel that is lost keeps, and the sockets that were left.
     pub(super) fn into_parts(self) -> Parts {
-        let offline = self.is_offline();
-        let left = self.left.into_iter().map(|(local, _)| local).collect();
-        (self.config, self.tunnel, self.bound, self.beside, offline, left)
+        Parts {
+            is_offline: self.is_offline(),
+            left: self.left.into_iter().map(|(local, _)| local).collect(),
+            config: self.config,
+            tunnel: self.tunnel,
+            bound: self.bound,
+            beside: self.beside,
+            ticket: self.ticket,
+            behind: self.behind,
+        }
     }
 }
 
-type Parts = (
-    Arc<SaConfig>,
-    TunnelConfig,
-    Bound,
-    Option<Box<Beside>>,
-    bool,
-    Vec<SocketAddr>,
-);
+/// What is left of a tunnel that is lost.
+pub(super) struct Parts {
+    pub(super) config: Arc<SaConfig>,
+    pub(super) tunnel: TunnelConfig,
+    pub(super) bound: Bound,
+    pub(super) beside: Option<Box<Beside>>,
+    pub(super) is_offline: bool,
+    pub(super) left: Vec<SocketAddr>,
+    pub(super) ticket: Option<Arc<Ticket>>,
+    pub(super) behind: Option<IkeSa>,
+}
 
 impl Beside {
     pub(super) fn into_attempt(self) -> (Why, Instant, u32, Option<Attempt>, VecDeque<News>) {

@@ -15,6 +15,7 @@ use super::keys::{PpkKeys, SaKeys};
 use super::method;
 use super::nat::Nat;
 use super::proof::{self, PeerVerified, Proven, Standing, Transcript, shared_key_mic};
+use super::resume::{Identities, Ticket};
 use super::{
     Broken, Cx, News, Next, SaConfig, State, delete_ike, error_notify, notify, redirect, refuse_critical,
     unsendable,
@@ -57,6 +58,8 @@ pub(super) struct Auth {
     /// IDi': what our AUTH covers of our identity.
     id: (IdType, Vec<u8>),
     offer: ChildOffer,
+    /// The ticket that is resumed with: nobody authenticates anew.
+    resumed: Option<Arc<Ticket>>,
     progress: Progress,
     started: Instant,
 }
@@ -99,8 +102,12 @@ impl Auth {
             hashes,
             uses_ppk,
             multiple_auth,
+            resumed,
         } = agreed;
-        let id = our_identity(&config, &channel).to_wire();
+        let id = match &resumed {
+            Some(ticket) => ticket.ids.ours.clone(),
+            None => our_identity(&config, &channel).to_wire(),
+        };
         let offer = ChildOffer::new(&config.profile, cx.rng);
         let progress = Progress::First;
         let mut auth = Self {
@@ -115,10 +122,12 @@ impl Auth {
             without_ppk: None,
             id,
             offer,
+            resumed,
             progress,
             started: cx.now,
         };
-        let sent = if auth.config.profile.auth.certificate_first && !multiple_auth {
+        let rounds = auth.config.profile.auth.certificate_first && auth.resumed.is_none();
+        let sent = if rounds && !multiple_auth {
             Err(Cause::OneRoundOnly)
         } else {
             auth.send_first(cx)
@@ -139,8 +148,14 @@ impl Auth {
         let config = Arc::clone(&self.config);
         let (profile, credentials) = (&config.profile, &config.credentials);
         let method = profile.auth.method;
-        let certificate_first = profile.auth.certificate_first;
+        let resumed = self.resumed.is_some();
+        // Neither certificates nor another round belong to what is resumed (RFC 5723, section 4.3.3).
+        let certificate_first = profile.auth.certificate_first && !resumed;
+        let shows_certificate = (method == AuthKind::Certificate && !resumed) || certificate_first;
         let auth = match method {
+            _ if resumed => {
+                Some(self.prove(|keys, octets| Ok(shared_key(&proof::prove_resumed(keys, octets))))?)
+            }
             AuthKind::Psk => {
                 let psk = credentials.psk.as_ref();
                 let psk = psk.ok_or_else(|| Cause::Credential("the profile has no pre-shared key".into()))?;
@@ -172,7 +187,7 @@ impl Auth {
         };
         let gateway_id = profile.gateway.identity.to_wire();
         let mut payloads = vec![Payload::IdInitiator(id)];
-        if method == AuthKind::Certificate || certificate_first {
+        if shows_certificate {
             payloads.extend(credentials.chain.iter().map(|link| {
                 Payload::Cert(Cert {
                     encoding: CertEncoding::X509_SIGNATURE,
@@ -180,17 +195,17 @@ impl Auth {
                 })
             }));
         }
-        if profile.ike.initial_contact {
+        if profile.ike.initial_contact && !resumed {
             payloads.push(notify(NotifyType::INITIAL_CONTACT, &[]));
         }
-        if method != AuthKind::Psk {
+        if method != AuthKind::Psk && !resumed {
             // Without it many gateways send no certificate at all.
             payloads.push(Payload::CertReq(CertReq {
                 encoding: CertEncoding::X509_SIGNATURE,
                 data: &authorities,
             }));
         }
-        if profile.gateway.send_idr {
+        if profile.gateway.send_idr && !resumed {
             payloads.push(Payload::IdResponder(Id::new(gateway_id.0, &gateway_id.1)));
         }
         payloads.extend(auth.as_ref().map(OurProof::auth));
@@ -215,7 +230,11 @@ impl Auth {
             payloads.push(notify(NotifyType::MULTIPLE_AUTH_SUPPORTED, &[]));
             payloads.push(notify(NotifyType::ANOTHER_AUTH_FOLLOWS, &[]));
         }
-        if profile.auth.eap_only {
+        // With two rounds it is not clear which IDi a ticket is for.
+        if profile.ike.resumption && !profile.auth.certificate_first {
+            payloads.push(notify(NotifyType::TICKET_REQUEST, &[]));
+        }
+        if profile.auth.eap_only && !resumed {
             payloads.push(notify(NotifyType::EAP_ONLY_AUTHENTICATION, &[]));
         }
         if profile.ike.mobike {
@@ -235,10 +254,10 @@ impl Auth {
     ) -> Result<OurProof, Cause> {
         let id = Id::new(self.id.0, &self.id.1).body();
         let config = Arc::clone(&self.config);
-        // A second round goes on with the keys of the first.
+        // A second round goes on with the keys of the first, and so does what is resumed (RFC 8784, section 3).
         let configured = config
             .ppk()
-            .filter(|_| !std::mem::replace(&mut self.ppk_told, true));
+            .filter(|_| self.resumed.is_none() && !std::mem::replace(&mut self.ppk_told, true));
         let ppk = configured.filter(|_| self.uses_ppk);
         let mut proof = OurProof {
             ppk_id: None,
@@ -279,6 +298,10 @@ impl Auth {
         tracing::warn!("the gateway does not have our post-quantum pre-shared key: going on without");
         self.channel.keys.go_without(keys);
         Ok(())
+    }
+
+    pub(super) fn is_resumed(&self) -> bool {
+        self.resumed.is_some()
     }
 
     fn stage(&self) -> Stage {
@@ -421,6 +444,8 @@ impl Auth {
                     suite,
                     nat,
                     offer,
+                    id,
+                    resumed,
                     ..
                 } = *self;
                 let payloads = opened.payloads().unwrap_or_default();
@@ -439,7 +464,12 @@ impl Auth {
                             channel,
                             suite,
                             nat,
-                            identity: proven.identity,
+                            ids: Identities {
+                                ours: id,
+                                theirs: proven.id_body,
+                                shown: proven.identity,
+                            },
+                            resumed,
                             made,
                         };
                         let established = Established::new(verified, proven, &payloads, cx);
@@ -519,6 +549,12 @@ impl Auth {
         eap: Option<&[u8]>,
         cx: &mut Cx<'_>,
     ) -> Result<Option<(PeerVerified, Proven)>, Cause> {
+        if let Some(ticket) = &self.resumed {
+            let transcript = &self.transcript;
+            let verified = proof::verify_resumed(ticket, payloads, transcript, &self.channel.keys)?;
+            self.heed_redirect(payloads, true, cx)?;
+            return Ok(Some(verified));
+        }
         let auth = &self.config.profile.auth;
         let has_auth = payloads.iter().any(|payload| matches!(payload, Payload::Auth(_)));
         if let (false, Some(packet)) = (has_auth, eap) {

@@ -16,6 +16,7 @@ use super::mobility::{Mobility, Update};
 use super::nat::Nat;
 use super::proof::PeerVerified;
 use super::rekey_ike::{Heir, Old, RekeyIke};
+use super::resume::{Identities, Ticket, Tickets};
 use super::{Broken, Cx, News, Next, Renewal, SaConfig, State, delete_ike, error_notify, notify, redirect};
 use crate::command::{Cause, Failure, Path, RekeyKind, Stage, Traffic};
 use crate::esp::{Discard, Selectors};
@@ -52,8 +53,10 @@ pub(crate) struct Established {
     pub(super) channel: Channel,
     pub(crate) suite: IkeSuite,
     pub(crate) nat: Nat,
-    /// Who the gateway proved to be.
-    pub(crate) identity: String,
+    pub(super) ids: Identities,
+    /// It was resumed, and not authenticated anew (RFC 5723).
+    pub(crate) is_resumed: bool,
+    pub(super) tickets: Tickets,
     pub(crate) children: Children,
     pub(crate) network: InnerNetwork,
     /// When the present IKE SA was made.
@@ -81,7 +84,7 @@ pub(crate) struct Established {
     /// How many times in a row the gateway put off what we asked.
     pub(super) setbacks: u8,
     /// When our authentication expires (RFC 4478).
-    reauth_at: Option<Instant>,
+    pub(super) reauth_at: Option<Instant>,
     /// The first packet that went out since the last one came in.
     unanswered: Option<Instant>,
     hinted_at: Option<Instant>,
@@ -102,6 +105,7 @@ pub(super) enum Doing {
     MakeChild(Box<MakeChild>),
     RekeyIke(Box<RekeyIke>),
     FollowUp(Box<FollowUp>),
+    Ticket,
 }
 
 /// What a message without proof says that the gateway does not know.
@@ -125,7 +129,8 @@ pub(super) struct Proven {
     pub(super) channel: Channel,
     pub(super) suite: IkeSuite,
     pub(super) nat: Nat,
-    pub(super) identity: String,
+    pub(super) ids: Identities,
+    pub(super) resumed: Option<Arc<Ticket>>,
     pub(super) made: Made,
 }
 
@@ -142,7 +147,8 @@ impl Established {
             channel,
             suite,
             nat,
-            identity,
+            ids,
+            resumed,
             made: Made { child, network },
         } = proven;
         let (ike_rekey, rehearse) = (config.profile.ike.rekey, config.profile.child.rehearse);
@@ -154,7 +160,9 @@ impl Established {
             channel,
             suite,
             nat,
-            identity,
+            ids,
+            is_resumed: resumed.is_some(),
+            tickets: Tickets::default(),
             children: Children::default(),
             network,
             since: cx.unix,
@@ -171,7 +179,7 @@ impl Established {
             pfs,
             remake_at: cx.now,
             setbacks: 0,
-            reauth_at: None,
+            reauth_at: resumed.and_then(|ticket| ticket.reauth_at),
             unanswered: None,
             hinted_at: None,
             doubted: false,
@@ -185,6 +193,7 @@ impl Established {
         }
         sa.children.add(child);
         sa.note_lifetime(payloads, cx.now);
+        sa.note_ticket(payloads, cx.now);
         sa
     }
 
@@ -311,6 +320,7 @@ impl Established {
             (Some(self.rekey_at), Timer::Rekey),
             (child, Timer::Rekey),
             (Some(self.liveness_at()), Timer::Liveness),
+            (self.tickets.ask_at, Timer::Ticket),
         ];
         tasks
             .into_iter()
@@ -425,6 +435,9 @@ impl Established {
             }
             return self.ask_liveness(cx);
         }
+        if self.tickets.ask_at.is_some_and(|at| cx.now >= at) {
+            return self.ask_ticket(cx);
+        }
         Ok(())
     }
 
@@ -533,6 +546,10 @@ impl Established {
             Doing::MakeChild(making) => self.child_answered(*making, &payloads, cx),
             Doing::RekeyIke(rekeying) => self.ike_answered(*rekeying, &payloads, cx),
             Doing::FollowUp(follow) => self.followed(*follow, &payloads, cx),
+            Doing::Ticket => {
+                self.note_ticket(&payloads, cx.now);
+                Ok(())
+            }
         }
     }
 
@@ -755,6 +772,10 @@ impl Established {
             Ok(()) => Ok(State::Established(self)),
             Err(End::Dead(cause)) => {
                 cx.news.push_back(News::Carried(self.traffic()));
+                // What the gateway has ended cannot be resumed (RFC 5723, section 6.2).
+                if cause == Cause::PeerDead {
+                    cx.news.extend(self.ticket().map(News::Ticket));
+                }
                 Err(lost(cause))
             }
             Err(End::Tell(cause)) => {

@@ -1,4 +1,5 @@
-//! IKE_SA_INIT: proposals, key exchange, NAT detection (RFC 7296, section 1.2).
+//! IKE_SA_INIT: proposals, key exchange, NAT detection (RFC 7296, section 1.2); and IKE_SESSION_RESUME, which a ticket
+//! puts in its place (RFC 5723, section 4.3.2).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use super::intermediate::Intermediate;
 use super::keys::{Nonces, Role, SaKeys, Spis};
 use super::nat::{self, Nat};
 use super::proof::Transcript;
+use super::resume::{RESUME_PATIENCE, Ticket};
 use super::window::Backoff;
 use super::{
     Broken, Cx, IKE_PORT, NAT_T_PORT, Next, SaConfig, State, datagram, error_notify, notify, redirect,
@@ -41,6 +43,8 @@ pub(super) const SIGNATURE_HASHES: [HashAlgorithm; 4] = [
 /// Waiting for the gateway's IKE_SA_INIT.
 pub(super) struct Init {
     config: Arc<SaConfig>,
+    /// What is presented instead of proposals and a key exchange.
+    pub(super) ticket: Option<Arc<Ticket>>,
     path: Path,
     pub(super) spi: IkeSpi,
     nonce: [u8; 32],
@@ -63,12 +67,18 @@ enum Reply<'a> {
     Cookie(&'a [u8]),
     OtherMethod(KeMethod),
     Redirect(&'a [u8]),
+    TicketRefused,
     Error(NotifyType),
     Answer,
 }
 
 impl Init {
-    pub(super) fn start(config: Arc<SaConfig>, path: Path, cx: &mut Cx<'_>) -> Result<Self, Failure> {
+    pub(super) fn start(
+        config: Arc<SaConfig>,
+        ticket: Option<Arc<Ticket>>,
+        path: Path,
+        cx: &mut Cx<'_>,
+    ) -> Result<Self, Failure> {
         let fail = |cause| Failure {
             stage: Stage::IkeSaInit,
             cause,
@@ -95,6 +105,7 @@ impl Init {
         }
         let mut init = Self {
             config,
+            ticket,
             path,
             spi: IkeSpi(spi),
             nonce: cx.rng.bytes(),
@@ -116,8 +127,15 @@ impl Init {
         self.refused.as_ref().map(|(cause, _)| cause)
     }
 
+    fn exchange_type(&self) -> ExchangeType {
+        match self.ticket {
+            Some(_) => ExchangeType::IKE_SESSION_RESUME,
+            None => ExchangeType::IKE_SA_INIT,
+        }
+    }
+
     fn send(&mut self, cx: &mut Cx<'_>) -> Result<(), Cause> {
-        let proposals = proposal::ike_offer(&self.config.profile.ike.proposals, &[]);
+        let ike = &self.config.profile.ike;
         let spis = Spis {
             initiator: self.spi,
             responder: IkeSpi::ZERO,
@@ -131,33 +149,33 @@ impl Init {
         if let Some(cookie) = &self.cookie {
             payloads.push(notify(NotifyType::COOKIE, cookie));
         }
-        payloads.extend([
-            Payload::Sa(proposals),
-            Payload::Ke(Ke {
+        if self.ticket.is_none() {
+            payloads.push(Payload::Sa(proposal::ike_offer(&ike.proposals, &[])));
+            payloads.push(Payload::Ke(Ke {
                 method: self.exchange.method(),
                 data: self.exchange.public(),
-            }),
-            Payload::Nonce(&self.nonce),
+            }));
+        }
+        payloads.push(Payload::Nonce(&self.nonce));
+        if let Some(ticket) = &self.ticket {
+            payloads.push(notify(NotifyType::TICKET_OPAQUE, &ticket.octets));
+        }
+        payloads.extend([
             notify(NotifyType::NAT_DETECTION_SOURCE_IP, &self.masked_source),
             notify(NotifyType::NAT_DETECTION_DESTINATION_IP, &destination),
         ]);
-        if self.config.profile.ike.fragmentation {
+        if ike.fragmentation {
             payloads.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, &[]));
         }
-        payloads.push(notify(NotifyType::SIGNATURE_HASH_ALGORITHMS, &hashes));
-        // RFC 9370, section 2.2.1.
-        if self
-            .config
-            .profile
-            .ike
-            .proposals
-            .iter()
-            .any(IkeProposal::has_additional)
-        {
-            payloads.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED, &[]));
-        }
-        if self.config.ppk().is_some() {
-            payloads.push(notify(NotifyType::USE_PPK, &[]));
+        if self.ticket.is_none() {
+            payloads.push(notify(NotifyType::SIGNATURE_HASH_ALGORITHMS, &hashes));
+            // RFC 9370, section 2.2.1.
+            if ike.proposals.iter().any(IkeProposal::has_additional) {
+                payloads.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED, &[]));
+            }
+            if self.config.ppk().is_some() {
+                payloads.push(notify(NotifyType::USE_PPK, &[]));
+            }
         }
         let from = self
             .config
@@ -177,7 +195,7 @@ impl Init {
             responder_spi: IkeSpi::ZERO,
             next_payload: PayloadType::NONE,
             version: wire::VERSION,
-            exchange: ExchangeType::IKE_SA_INIT,
+            exchange: self.exchange_type(),
             flags: Flags {
                 initiator: true,
                 version: false,
@@ -199,8 +217,18 @@ impl Init {
         Ok(())
     }
 
+    const fn patience(&self) -> Duration {
+        match self.ticket {
+            Some(_) => RESUME_PATIENCE,
+            None => PATIENCE,
+        }
+    }
+
     pub(super) fn poll_timeout(&self) -> (Instant, Timer) {
-        let retransmit = (self.backoff.due().min(self.started + PATIENCE), Timer::Retransmit);
+        let retransmit = (
+            self.backoff.due().min(self.started + self.patience()),
+            Timer::Retransmit,
+        );
         match &self.refused {
             Some((_, since)) => retransmit.min((*since + REFUSAL_STANDS, Timer::Refused)),
             None => retransmit,
@@ -216,7 +244,7 @@ impl Init {
                 cause: cause.clone(),
             });
         }
-        if cx.now >= self.started + PATIENCE {
+        if cx.now >= self.started + self.patience() {
             let (stage, cause) = match self.refused {
                 Some((cause, _)) => (Stage::IkeSaInit, cause),
                 None => (Stage::Reach, Cause::NoAnswer),
@@ -252,7 +280,7 @@ impl Init {
         let header = message.header;
         let expected = header.flags.response
             && !header.flags.initiator
-            && header.exchange == ExchangeType::IKE_SA_INIT
+            && header.exchange == self.exchange_type()
             && header.message_id == 0;
         if !expected {
             return Ok(State::Init(self));
@@ -278,10 +306,6 @@ impl Init {
                 }
                 Ok(State::Init(self))
             }
-            Reply::OtherMethod(method) => {
-                self.change_method(method, cx)?;
-                Ok(State::Init(self))
-            }
             Reply::Redirect(data) => {
                 // Without our nonce it is from somebody who has not seen our request (RFC 5685, section 3).
                 let Some((to, _)) = redirect::read(data)
@@ -301,6 +325,11 @@ impl Init {
                     }
                 }
             }
+            // Whoever says so without proof makes us authenticate in full, and no more.
+            Reply::TicketRefused | Reply::Error(_) | Reply::OtherMethod(_) if self.ticket.is_some() => {
+                Err(not_resumed())
+            }
+            Reply::TicketRefused => Ok(State::Init(self)),
             Reply::Error(error) => {
                 let cause = match error {
                     NotifyType::NO_PROPOSAL_CHOSEN if self.config.profile.ike.require_pq => {
@@ -311,6 +340,10 @@ impl Init {
                     other => Cause::Refused(other),
                 };
                 self.remember(cause, cx);
+                Ok(State::Init(self))
+            }
+            Reply::OtherMethod(method) => {
+                self.change_method(method, cx)?;
                 Ok(State::Init(self))
             }
             Reply::Answer => match self.agree(message, raw, cx) {
@@ -331,6 +364,7 @@ impl Init {
             match (notify.kind, notify.data) {
                 (NotifyType::COOKIE, cookie) => return Reply::Cookie(cookie),
                 (NotifyType::REDIRECT, data) => return Reply::Redirect(data),
+                (NotifyType::TICKET_NACK, _) => return Reply::TicketRefused,
                 (NotifyType::INVALID_KE_PAYLOAD, &[high, low]) => {
                     return Reply::OtherMethod(KeMethod(u16::from_be_bytes([high, low])));
                 }
@@ -427,25 +461,30 @@ impl Init {
                 return Err(broken("a payload is there twice"));
             }
         }
-        let (Some(sa), Some(ke), Some(nonce)) = (sa, ke, nonce) else {
-            return Err(broken("SA, KE or Nonce is missing"));
+        let nonce = nonce.ok_or_else(|| broken("Nonce is missing"))?;
+        let suite = match (&self.ticket, sa, ke) {
+            (Some(ticket), ..) => ticket.suite,
+            (None, Some(sa), Some(ke)) => {
+                let suite = proposal::select_ike(&self.config.profile.ike.proposals, sa)
+                    .map_err(|error: SelectError| broken(&error.to_string()))?;
+                if ke.method != suite.ke || ke.method != self.exchange.method() {
+                    return Err(broken("the key exchange is not of the chosen method"));
+                }
+                if suite.additional.methods().next().is_some() && !intermediate {
+                    return Err(broken(
+                        "the gateway chose additional key exchanges without IKE_INTERMEDIATE",
+                    ));
+                }
+                if self.config.profile.ike.require_pq && !suite.is_post_quantum() {
+                    return Err(Cause::NoPostQuantum);
+                }
+                if self.config.ppk().is_some_and(|(ppk, _)| ppk.required) && !uses_ppk {
+                    return Err(Cause::PpkNotUsed);
+                }
+                suite
+            }
+            (None, ..) => return Err(broken("SA or KE is missing")),
         };
-        let suite = proposal::select_ike(&self.config.profile.ike.proposals, sa)
-            .map_err(|error: SelectError| broken(&error.to_string()))?;
-        if ke.method != suite.ke || ke.method != self.exchange.method() {
-            return Err(broken("the key exchange is not of the chosen method"));
-        }
-        if suite.additional.methods().next().is_some() && !intermediate {
-            return Err(broken(
-                "the gateway chose additional key exchanges without IKE_INTERMEDIATE",
-            ));
-        }
-        if self.config.profile.ike.require_pq && !suite.is_post_quantum() {
-            return Err(Cause::NoPostQuantum);
-        }
-        if self.config.ppk().is_some_and(|(ppk, _)| ppk.required) && !uses_ppk {
-            return Err(Cause::PpkNotUsed);
-        }
         // RFC 7296, section 2.10.
         if nonce.len() * 2 < suite.prf.key_len() {
             return Err(broken("the nonce is too short for the chosen PRF"));
@@ -461,12 +500,18 @@ impl Init {
             initiator: self.nonce.to_vec(),
             responder: nonce.to_vec(),
         };
-        let shared = self
-            .exchange
-            .agree(ke.data)
-            .map_err(|error| Cause::from(Broken::from(error)))?;
-        let keys = SaKeys::derive(&suite, &shared, &nonces, spis, Role::Initiator)
-            .map_err(|error| Cause::from(Broken::from(error)))?;
+        let keys = match (&self.ticket, ke) {
+            (Some(ticket), _) => SaKeys::derive_resumed(ticket, &nonces, spis),
+            (None, ke) => {
+                let value = ke.map_or(&[][..], |ke| ke.data);
+                let shared = self
+                    .exchange
+                    .agree(value)
+                    .map_err(|error| Cause::from(Broken::from(error)))?;
+                SaKeys::derive(&suite, &shared, &nonces, spis, Role::Initiator)
+            }
+        };
+        let keys = keys.map_err(|error| Cause::from(Broken::from(error)))?;
         let nat = Nat::detect(&message.payloads, spis, self.path.local, self.path.remote);
         let port = if self.path.remote.port() == IKE_PORT {
             NAT_T_PORT
@@ -495,7 +540,15 @@ impl Init {
             hashes,
             uses_ppk,
             multiple_auth,
+            resumed: self.ticket.clone(),
         })
+    }
+}
+
+const fn not_resumed() -> Failure {
+    Failure {
+        stage: Stage::IkeSaInit,
+        cause: Cause::NotResumed,
     }
 }
 
@@ -511,4 +564,6 @@ pub(super) struct Agreed {
     pub(super) uses_ppk: bool,
     /// The gateway lets a client authenticate more than once (RFC 4739).
     pub(super) multiple_auth: bool,
+    /// The ticket that the gateway has accepted.
+    pub(super) resumed: Option<Arc<Ticket>>,
 }

@@ -33,7 +33,11 @@ pub(super) struct Intermediate {
 impl Intermediate {
     /// Begins the first additional key exchange, or IKE_AUTH where none was agreed on.
     pub(super) fn start(config: Arc<SaConfig>, agreed: Agreed, cx: &mut Cx<'_>) -> Next {
-        let remaining: VecDeque<KeMethod> = agreed.suite.additional.methods().collect();
+        // What went into the keys of an SA goes into those of the one that is resumed from it.
+        let remaining: VecDeque<KeMethod> = match agreed.resumed {
+            Some(_) => VecDeque::new(),
+            None => agreed.suite.additional.methods().collect(),
+        };
         if !remaining.is_empty() {
             cx.news.push_back(News::Stage(Stage::IkeIntermediate));
         }

@@ -1,6 +1,7 @@
 //! The keys of an IKE SA and of its children: the first ones (RFC 7296, section 2.14), those after each additional key
 //! exchange, and those after a rekeying (RFC 7296, sections 2.17 and 2.18; RFC 9370, section 2.2).
 
+use super::resume::Ticket;
 use crate::crypto::{CipherSuite, CryptoError, PacketKey, Prf, Secret};
 use crate::proposal::IkeSuite;
 use crate::wire::IkeSpi;
@@ -92,6 +93,19 @@ impl SaKeys {
         let key = Secret::new([nonces.initiator.as_slice(), &nonces.responder].concat());
         let skeyseed = suite.prf.compute(key.as_bytes(), &[shared.as_bytes()]);
         Self::expand(suite.prf, suite.cipher, &skeyseed, nonces, spis, role)
+    }
+
+    /// The keys of an SA that is resumed: `SKEYSEED = prf(SK_d_old, "Resumption" | Ni | Nr)` (RFC 5723, section 5.1).
+    pub(crate) fn derive_resumed(ticket: &Ticket, nonces: &Nonces, spis: Spis) -> Result<Self, CryptoError> {
+        let suite = &ticket.suite;
+        let seed: [&[u8]; 3] = [b"Resumption", &nonces.initiator, &nonces.responder];
+        let skeyseed = suite.prf.compute(ticket.derive.as_bytes(), &seed);
+        let keys = Self::expand(suite.prf, suite.cipher, &skeyseed, nonces, spis, Role::Initiator)?;
+        Ok(Self {
+            post_quantum: ticket.post_quantum,
+            ppk: ticket.ppk,
+            ..keys
+        })
     }
 
     /// The keys after an IKE_INTERMEDIATE exchange that made `shared`: `SKEYSEED(n) = prf(SK_d(n-1), SK(n) | Ni | Nr)`

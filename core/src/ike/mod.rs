@@ -20,6 +20,7 @@ mod nat;
 mod proof;
 mod redirect;
 mod rekey_ike;
+mod resume;
 mod window;
 
 use std::collections::VecDeque;
@@ -29,6 +30,7 @@ use ipnet::IpNet;
 
 pub(crate) use children::add_traffic;
 pub(crate) use established::{Established, Hint};
+pub(crate) use resume::{RESUME_PATIENCE, Ticket};
 pub(crate) use window::jitter;
 
 use crate::command::{
@@ -67,6 +69,8 @@ pub(crate) enum News {
     Up,
     /// What the SA carried; it is gone.
     Carried(Traffic),
+    /// With what it can be resumed: the gateway does not know that it is gone.
+    Ticket(Arc<Ticket>),
     /// The SA is gone, and why.
     Failed(Failure),
     /// The SA is gone because we ended it.
@@ -104,6 +108,8 @@ pub(crate) struct SaConfig {
     pub(crate) former: Vec<IpNet>,
     /// What led to the gateway, if it is another than the profile's.
     pub(crate) redirected: redirect::Redirected,
+    /// What an SA before this one can be resumed with (RFC 5723).
+    pub(crate) ticket: Option<Arc<Ticket>>,
 }
 
 impl SaConfig {
@@ -113,6 +119,7 @@ impl SaConfig {
             credentials: Arc::new(credentials),
             former: Vec::new(),
             redirected: redirect::Redirected::default(),
+            ticket: None,
         }
     }
 
@@ -123,7 +130,13 @@ impl SaConfig {
             credentials: Arc::clone(&self.credentials),
             former: addresses.to_vec(),
             redirected: self.redirected.clone(),
+            ticket: None,
         }
+    }
+
+    /// The same with a ticket, or without.
+    pub(crate) fn with(self, ticket: Option<Arc<Ticket>>) -> Self {
+        Self { ticket, ..self }
     }
 
     /// The same, from the profile's own gateway on: whoever has sent us elsewhere may send us elsewhere now.
@@ -173,9 +186,14 @@ enum State {
 pub(crate) struct IkeSa(State);
 
 impl IkeSa {
-    /// Sends IKE_SA_INIT along `path`.
-    pub(crate) fn start(config: Arc<SaConfig>, path: Path, cx: &mut Cx<'_>) -> Result<Self, Failure> {
-        init::Init::start(config, path, cx).map(|init| Self(State::Init(Box::new(init))))
+    /// Sends IKE_SA_INIT along `path`, or IKE_SESSION_RESUME with a ticket.
+    pub(crate) fn start(
+        config: Arc<SaConfig>,
+        ticket: Option<Arc<Ticket>>,
+        path: Path,
+        cx: &mut Cx<'_>,
+    ) -> Result<Self, Failure> {
+        init::Init::start(config, ticket, path, cx).map(|init| Self(State::Init(Box::new(init))))
     }
 
     /// No SA at all.
@@ -198,6 +216,16 @@ impl IkeSa {
     /// The gateway has answered IKE_SA_INIT.
     pub(crate) fn is_past_init(&self) -> bool {
         !matches!(self.0, State::Init(_))
+    }
+
+    /// It comes, or came, from an SA before it (RFC 5723).
+    pub(crate) fn is_resumed(&self) -> bool {
+        match &self.0 {
+            State::Init(init) => init.ticket.is_some(),
+            State::Auth(auth) => auth.is_resumed(),
+            State::Established(established) => established.is_resumed,
+            State::Intermediate(_) | State::Closing(_) | State::Dead => false,
+        }
     }
 
     /// The refusal that this SA would fail with if nothing better comes.

@@ -3,6 +3,7 @@
 use super::SaConfig;
 use super::init::SIGNATURE_HASHES;
 use super::keys::{Nonces, SaKeys};
+use super::resume::Ticket;
 use crate::command::Cause;
 use crate::crypto::{Prf, Secret, constant_time_eq};
 use crate::eap::Msk;
@@ -281,6 +282,45 @@ fn verify_signature(
             check(scheme, auth.data, SignatureEncoding::Raw)
         }
     }
+}
+
+/// Our AUTH for an SA that is resumed: with SK_pi, which comes from the SA before (RFC 5723, section 4.3.3).
+pub(super) fn prove_resumed(keys: &SaKeys, octets: &[u8]) -> Secret {
+    keys.prf.compute(keys.proof_initiator.as_bytes(), &[octets])
+}
+
+/// Checks the gateway's AUTH for an SA that is resumed, and that it is who it was.
+pub(super) fn verify_resumed(
+    ticket: &Ticket,
+    payloads: &[Payload<'_>],
+    transcript: &Transcript,
+    keys: &SaKeys,
+) -> Result<(PeerVerified, Proven), Cause> {
+    let (mut id, mut auth) = (None, None);
+    for payload in payloads {
+        let repeated = match payload {
+            Payload::IdResponder(value) => id.replace(value).is_some(),
+            Payload::Auth(value) => auth.replace(value).is_some(),
+            _ => false,
+        };
+        if repeated {
+            return Err(Cause::Protocol("IKE_AUTH: a payload is there twice".into()));
+        }
+    }
+    let (Some(id), Some(auth)) = (id, auth) else {
+        return Err(Cause::GatewayUnproven);
+    };
+    let id_body = id.body();
+    if id_body != ticket.ids.theirs {
+        return Err(Cause::GatewayUnproven);
+    }
+    let octets = transcript.responder_octets(keys, &id_body);
+    let expected = keys.prf.compute(keys.proof_responder.as_bytes(), &[&octets]);
+    if auth.method != AuthMethod::SHARED_KEY_MIC || !constant_time_eq(expected.as_bytes(), auth.data) {
+        return Err(Cause::GatewayAuthInvalid(auth.method));
+    }
+    let identity = ticket.ids.shown.clone();
+    Ok((PeerVerified(()), Proven { identity, id_body }))
 }
 
 /// Checks the claim of a gateway that proves itself in EAP alone.

@@ -497,6 +497,7 @@ impl Established {
         self.since = cx.unix;
         self.made_at = cx.now;
         self.is_reached = false;
+        self.tickets.void(cx.now);
         // What was asked on the old one is asked again on the new one, if it is still wanted.
         let doing = std::mem::replace(&mut self.doing, Doing::Nothing);
         self.mobility

@@ -305,6 +305,8 @@ pub struct IkeConfig {
     /// Tell the gateway to forget every other SA of this identity (RFC 7296, section 2.4). It ends the sessions of
     /// the user's other devices, so only a profile can ask for it.
     pub initial_contact: bool,
+    /// Ask the gateway for a ticket to resume the IKE SA with when it is lost (RFC 5723).
+    pub resumption: bool,
 }
 
 /// Phase 2.

@@ -192,6 +192,7 @@ const SCHEMAS: &[Schema] = &[
             "fragment_size",
             "dpd",
             "initial_contact",
+            "resumption",
         ],
     },
     Schema {

@@ -92,6 +92,7 @@ fn a_small_profile_gets_the_documented_defaults() {
     assert_eq!(profile.ike.rekey, Duration::from_secs(4 * 3600));
     assert_eq!(profile.ike.dpd, Duration::from_secs(30));
     assert!(profile.ike.mobike && profile.ike.fragmentation && !profile.ike.initial_contact);
+    assert!(profile.ike.resumption);
     assert_eq!(profile.ike.fragment_size, 1280);
     assert_eq!(profile.child.proposals, crate::proposal::default_esp());
     assert_eq!(
@@ -145,6 +146,7 @@ fn every_key_has_its_effect() {
         fragment_size = 576
         dpd = "1m"
         initial_contact = true
+        resumption = false
         [child]
         proposals = "aes128gcm16-ecp256-esn"
         remote_ts = ["10.0.0.0/8", "192.0.2.1"]
@@ -185,6 +187,7 @@ fn every_key_has_its_effect() {
     assert_eq!(profile.ike.proposals.len(), 2);
     assert_eq!(profile.ike.rekey, Duration::from_secs(7200));
     assert!(!profile.ike.mobike && !profile.ike.fragmentation && profile.ike.initial_contact);
+    assert!(!profile.ike.resumption);
     assert_eq!(
         (profile.ike.fragment_size, profile.ike.dpd),
         (576, Duration::from_secs(60))

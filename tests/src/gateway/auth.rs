@@ -321,7 +321,12 @@ impl Session {
                 vec![shared(mic(keys, secret, &octets))]
             }
             ProveWith::Resumption => {
-                let proof = keys.prf.compute(keys.proof_responder.as_bytes(), &[&octets]);
+                let key = if config.wrong_msk {
+                    b"another"
+                } else {
+                    keys.proof_responder.as_bytes()
+                };
+                let proof = keys.prf.compute(key, &[&octets]);
                 vec![id, shared(proof)]
             }
             ProveWith::Identity => match &config.proof {

@@ -36,7 +36,7 @@ pub struct GatewayConfig {
     pub refuse_child: Option<NotifyType>,
     /// Leave AUTH out when the Child SA is refused, as some gateways do.
     pub bare_refusal: bool,
-    /// Make the AUTH after EAP with another key.
+    /// Make the AUTH after EAP, and that of an IKE SA that is resumed, with another key.
     pub wrong_msk: bool,
     /// Prove itself by EAP alone if the client lets it (RFC 5998), or even if not.
     pub eap_only: EapOnly,

@@ -59,6 +59,7 @@ impl<'t> Parser<'t, '_> {
             });
         let dpd = self.seconds(section, "dpd", Duration::from_secs(30), 5..=3600);
         let initial_contact = self.switch(section, "initial_contact", false);
+        let resumption = self.switch(section, "resumption", true);
         IkeConfig {
             proposals,
             require_pq,
@@ -68,6 +69,7 @@ impl<'t> Parser<'t, '_> {
             fragment_size,
             dpd,
             initial_contact,
+            resumption,
         }
     }
 
