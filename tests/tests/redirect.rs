@@ -7,12 +7,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use peregrine_core::command::{Cause, Happening, Means, Path, RedirectRefusal, State, Why};
-use peregrine_core::profile::{AuthKind, Profile, RedirectTarget, Redirects};
+use peregrine_core::profile::{AuthKind, Host, Profile, RedirectTarget, Redirects};
 use peregrine_core::wire::iana::{ExchangeType, NotifyType};
 use peregrine_core::wire::{Message, Payload};
-use peregrine_tests::cast::{Cast, packet};
+use peregrine_tests::cast::{Cast, GATEWAY, packet};
 use peregrine_tests::gateway::{Elsewhere, Redirect, RedirectWhen};
-use peregrine_tests::link::{Fate, Rule, Way};
+use peregrine_tests::link::{Fate, Interface, Rule, Way};
 use peregrine_tests::world::World;
 
 const FIRST: &str = "192.0.2.1";
@@ -300,6 +300,38 @@ fn a_gateway_that_does_not_answer_costs_nothing_while_the_first_one_stays() {
     world.run(Duration::from_secs(30));
     goes_to(&mut world, FIRST);
     assert_eq!(world.status().gateway.unwrap().redirected_to, None);
+}
+
+#[test]
+fn without_a_way_to_the_other_gateway_the_profiles_own_is_asked() {
+    let cast = Cast::default();
+    for name in [true, false] {
+        let mut world = cast.world(AuthKind::Psk, 10);
+        let mut profile = cast.profile(AuthKind::Psk);
+        if name {
+            world.names.insert(GATEWAY.into(), vec![ip(FIRST)]);
+            profile.gateway.host = Host::Name(GATEWAY.into());
+        }
+        world.connect_and_wait(profile, cast.credentials()).unwrap();
+        let v6 = Elsewhere::Address(ip("2001:db8::1"));
+        world.gateway_does(|gateway, now| gateway.redirect(&v6, now));
+        world.run(Duration::from_secs(10));
+        assert_eq!(
+            world.status().gateway.unwrap().redirected_to.as_deref(),
+            Some("2001:db8::1")
+        );
+        world.move_to(Interface::new("lte", &["10.44.0.2"]));
+        world.run(Duration::from_secs(5));
+        goes_to(&mut world, FIRST);
+        assert_eq!(world.status().gateway.unwrap().redirected_to, None);
+        // Without any network it waits, and goes on when there is one.
+        world.go_offline();
+        world.run(Duration::from_secs(100));
+        assert_eq!(world.status().why, Some(Why::Offline));
+        world.move_to(Interface::new("lte", &["10.44.0.2"]));
+        world.run(Duration::from_secs(5));
+        goes_to(&mut world, FIRST);
+    }
 }
 
 #[test]

@@ -119,9 +119,12 @@ impl Up {
         })
     }
 
+    fn attempt(&self) -> Option<&Attempt> {
+        self.beside.as_ref().and_then(|beside| beside.attempt.as_ref())
+    }
+
     fn is_resuming(&self) -> bool {
-        let attempt = self.beside.as_ref().and_then(|beside| beside.attempt.as_ref());
-        attempt.is_some_and(Attempt::is_resuming)
+        self.attempt().is_some_and(Attempt::is_resuming)
     }
 
     fn is_offline(&self) -> bool {
@@ -132,8 +135,10 @@ impl Up {
         let left = self.left.iter().map(|(_, until)| (*until, Timer::Release)).min();
         // Without a network nothing that is asked can be answered: the SA's own time stands still.
         if let Some((Why::Offline, since)) = self.trouble {
+            let own = self.attempt().and_then(Attempt::poll_timeout);
             return left
                 .into_iter()
+                .chain(own)
                 .chain([
                     (since + OFFLINE_PATIENCE, Timer::Reconnect),
                     (self.searched_at + SEARCH_AGAIN, Timer::NextCandidate),
@@ -163,6 +168,8 @@ impl Up {
                 }));
             } else if now >= self.searched_at + SEARCH_AGAIN {
                 self.network_changed(events, cx);
+            } else {
+                self.attempt_on_time(events, cx);
             }
             return;
         }
@@ -170,14 +177,21 @@ impl Up {
             self.sa.handle_timeout(cx);
             self.news.append(cx.news);
         }
-        let Some(beside) = &mut self.beside else { return };
-        match &mut beside.attempt {
-            Some(attempt) if attempt.poll_timeout().is_some_and(|(at, _)| now >= at) => {
-                attempt.handle_timeout(events, cx);
-                beside.news.append(cx.news);
+        match &self.beside {
+            Some(beside) if beside.attempt.is_none() && now >= beside.retry_at => {
+                self.begin_attempt(events, cx);
             }
-            None if now >= beside.retry_at => self.begin_attempt(events, cx),
-            Some(_) | None => {}
+            _ => self.attempt_on_time(events, cx),
+        }
+    }
+
+    fn attempt_on_time(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        if let Some(beside) = &mut self.beside
+            && let Some(attempt) = &mut beside.attempt
+            && attempt.poll_timeout().is_some_and(|(at, _)| cx.now >= at)
+        {
+            attempt.handle_timeout(events, cx);
+            beside.news.append(cx.news);
         }
     }
 
@@ -310,6 +324,11 @@ impl Up {
                 beside.attempt = None;
                 beside.news.clear();
             }
+            // Another gateway sent us to where there is no way from here. There may be one to the profile's own.
+            if self.config.redirected.last().is_some() {
+                let own = Arc::new(self.config.anew(&[]));
+                self.begin_beside_at(own, Why::Offline, events, cx);
+            }
             return;
         }
         let was_offline = matches!(self.trouble, Some((Why::Offline, _)));
@@ -379,8 +398,18 @@ impl Up {
             }
             return;
         }
+        self.begin_beside_at(Arc::clone(&self.config), why, events, cx);
+    }
+
+    fn begin_beside_at(
+        &mut self,
+        config: Arc<SaConfig>,
+        why: Why,
+        events: &mut VecDeque<Event>,
+        cx: &mut Cx<'_>,
+    ) {
         self.beside = Some(Box::new(Beside {
-            config: Arc::clone(&self.config),
+            config,
             refused: None,
             why,
             began: cx.now,
@@ -404,17 +433,7 @@ impl Up {
         {
             attempt.abandon(cx);
         }
-        self.beside = Some(Box::new(Beside {
-            config,
-            refused: None,
-            why: Why::Redirected,
-            began: cx.now,
-            failures: 0,
-            attempt: None,
-            retry_at: cx.now,
-            news: VecDeque::new(),
-        }));
-        self.begin_attempt(events, cx);
+        self.begin_beside_at(config, Why::Redirected, events, cx);
     }
 
     fn begin_attempt(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {

@@ -8,7 +8,7 @@ use peregrine_core::command::RekeyKind;
 use peregrine_core::profile::{AuthKind, Host, Profile};
 use peregrine_core::rng::Rng;
 use peregrine_tests::cast::{Cast, esp, ike};
-use peregrine_tests::gateway::{End, GatewayConfig, Life, Pfs, Unique};
+use peregrine_tests::gateway::{Elsewhere, End, GatewayConfig, Life, Pfs, Unique};
 use peregrine_tests::link::Interface;
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
@@ -31,6 +31,7 @@ pub(crate) enum Step {
     GatewayAnnouncesLifetime(Duration),
     GatewayAnnouncesAddresses(Vec<IpAddr>),
     GatewayRefusesUs(Duration),
+    GatewayRedirects(Elsewhere),
     Move(Interface),
     Join(Interface),
     Leave(String),
@@ -107,7 +108,7 @@ impl Dice {
     }
 
     pub(crate) fn step(&mut self) -> Step {
-        match self.0.below(35) {
+        match self.0.below(36) {
             0..4 => Step::Send(self.between(1..6)),
             4 | 5 => Step::GatewaySends(self.between(1..6)),
             6 | 7 => Step::Rekey(self.kind()),
@@ -151,6 +152,11 @@ impl Dice {
                 1 => Step::Jitter(MS * u32::try_from(self.0.below(300)).unwrap()),
                 _ => Step::Latency(MS * u32::try_from(self.between(1..300)).unwrap()),
             },
+            34 => Step::GatewayRedirects(self.pick(&[
+                Elsewhere::Address(v4()),
+                Elsewhere::Address(v6()),
+                Elsewhere::Name("vpn.example.org".into()),
+            ])),
             _ if self.one_in(12) => Step::GatewayRefusesUs(self.seconds(1..60)),
             _ => Step::Pause(self.seconds(1..400)),
         }
@@ -209,6 +215,10 @@ impl Dice {
         config.sticky = !self.one_in(3);
         if self.one_in(6) {
             config.auth_lifetime = Some(self.seconds(70..900));
+        }
+        if self.one_in(2) {
+            config.tickets = Some(self.pick(&[30 * SECOND, 300 * SECOND, 3600 * SECOND]));
+            config.tickets_survive = self.one_in(2);
         }
         config.fragment = self.pick(&[None, Some(1200), Some(576)]);
         profile.ike.fragment_size = self.pick(&[1280, 1400, 576]);

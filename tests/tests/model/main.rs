@@ -67,7 +67,7 @@ impl Story {
             log,
             "client: mobike {}, pfs required {}, rekey {:?} and {:?}, dpd {:?}, rehearse {}, {:?}\n\
              gateway: mobike {}, {:?}, lives {:?} and {:?}, dpd {:?}, rekey after update {}, check routability {}, complain {}, \
-             {:?}, sticky {}, lifetime {:?}, fragment {:?}, addresses {:?}",
+             {:?}, sticky {}, lifetime {:?}, tickets {:?} (survive: {}), fragment {:?}, addresses {:?}",
             profile.ike.mobike,
             profile.child.require_pfs,
             profile.child.rekey,
@@ -86,6 +86,8 @@ impl Story {
             config.unique,
             config.sticky,
             config.auth_lifetime,
+            config.tickets,
+            config.tickets_survive,
             config.fragment,
             config.addresses,
         );
@@ -197,6 +199,9 @@ impl Story {
                 world.gateway.config.refuse_auth = Some(NotifyType::AUTHENTICATION_FAILED);
                 world.run(span);
                 world.gateway.config.refuse_auth = None;
+            }
+            Step::GatewayRedirects(to) => {
+                world.gateway_does(|gateway, now| gateway.redirect(&to, now));
             }
             Step::Move(to) => world.move_to(to),
             Step::Join(to) => {
