@@ -47,6 +47,23 @@ fn rekeys(world: &World, kind: RekeyKind, by: Initiator) -> usize {
 }
 
 #[test]
+fn nothing_is_left_at_the_gateway_by_a_rekeying_that_the_end_overtakes() {
+    for kind in [RekeyKind::IkeSa, RekeyKind::ChildSa] {
+        for wait in [0, 5, 15, 25] {
+            let mut world = connected(99, |_, _| {});
+            world.run(SECOND);
+            world.rekey(kind);
+            world.run(Duration::from_millis(wait));
+            world.disconnect();
+            world.run(SECOND);
+            assert_eq!(world.gateway.sas(), 0, "{kind:?}, disconnected after {wait} ms");
+            world.run(2 * SECOND);
+            assert_eq!(world.status().state, State::Idle);
+        }
+    }
+}
+
+#[test]
 fn we_replace_both_sas_again_and_again_and_lose_nothing() {
     let mut world = connected(1, |_, profile| {
         profile.child.rekey = 10 * SECOND;

@@ -799,7 +799,12 @@ impl Established {
             heir.channel
                 .farewell(ExchangeType::INFORMATIONAL, &[delete_ike()], cx);
         }
+        let rekeying = match this.doing {
+            Doing::RekeyIke(rekeying) => Some(rekeying),
+            _ => None,
+        };
         let mut closing = Box::new(Closing {
+            rekeying,
             channel: this.channel,
             children: this.children,
             until,
@@ -860,6 +865,8 @@ fn critical_unknown(payloads: &[Payload<'_>]) -> Option<u8> {
 
 /// An IKE SA that we ended.
 pub(super) struct Closing {
+    /// Our request to replace it, which the gateway may yet grant.
+    rekeying: Option<Box<RekeyIke>>,
     pub(super) channel: Channel,
     /// They take what is on its way, for as long as this lasts.
     pub(super) children: Children,
@@ -910,6 +917,9 @@ impl Closing {
         }
         if self.told {
             return self.gone(cx);
+        }
+        if let (Some(rekeying), Ok(payloads)) = (self.rekeying.take(), opened.payloads()) {
+            rekeying.undo(&self.channel, &payloads, cx);
         }
         self.tell(cx);
         Ok(State::Closing(self))

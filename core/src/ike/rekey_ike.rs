@@ -148,6 +148,22 @@ impl RekeyIke {
     }
 }
 
+impl RekeyIke {
+    /// The SA that the gateway has made to replace `old`, which nobody wants any more: it is deleted.
+    pub(super) fn undo(&self, old: &Channel, payloads: &[Payload<'_>], cx: &mut Cx<'_>) {
+        let Ok(answer) = self.read_answer(old, payloads) else {
+            return;
+        };
+        // With more key exchanges to come there is no SA yet (RFC 9370, section 2.2.4).
+        if answer.suite.additional.methods().next().is_some() {
+            return;
+        }
+        if let Ok(mut made) = answer.make(old, cx.now) {
+            made.farewell(ExchangeType::INFORMATIONAL, &[delete_ike()], cx);
+        }
+    }
+}
+
 /// What the gateway answered to our request.
 pub(super) struct IkeAnswer {
     pub(super) suite: IkeSuite,
