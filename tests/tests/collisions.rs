@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use peregrine_core::command::{RekeyKind, State};
 use peregrine_core::profile::AuthKind;
-use peregrine_tests::cast::{Cast, packet};
+use peregrine_tests::cast::{Cast, esp, ike, packet};
 use peregrine_tests::gateway::{Gateway, Side};
 use peregrine_tests::link::{Fate, Rule, Way};
 use peregrine_tests::world::World;
@@ -81,15 +81,47 @@ fn act(world: &mut World, theirs: Theirs) {
     });
 }
 
+/// How many key exchanges an SA takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exchanges {
+    One,
+    /// One of them in IKE_FOLLOWUP_KE (RFC 9370, section 2.2.4).
+    Two,
+}
+
+/// What happens in one case.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    exchanges: Exchanges,
+    ours: RekeyKind,
+    theirs: Theirs,
+    loser: Side,
+    /// Milliseconds by which we are first.
+    ahead: i64,
+    lost: &'static [(Way, u32)],
+}
+
 /// Runs one case and fails unless both ends have the same SAs in the end and packets go through them.
-fn converges(cast: &Cast, ours: RekeyKind, theirs: Theirs, loser: Side, ahead: i64, lost: &[(Way, u32)]) {
-    let case = format!("{ours:?} against {theirs:?}, {loser:?} loses, {ahead} ms, lost: {lost:?}");
-    let mut config = cast.gateway(AuthKind::Psk);
+fn converges(cast: &Cast, case: Case) {
+    let Case {
+        exchanges,
+        ours,
+        theirs,
+        loser,
+        ahead,
+        lost,
+    } = case;
+    let case = format!("{case:?}");
+    let (mut config, mut profile) = (cast.gateway(AuthKind::Psk), cast.profile(AuthKind::Psk));
     config.loser = Some(loser);
+    if exchanges == Exchanges::Two {
+        config.ike = ike("aes256gcm16-prfsha256-x25519-ke1_ecp256");
+        config.esp = esp("aes256gcm16-x25519-ke1_ecp256-esn");
+        profile.ike.proposals = config.ike.clone();
+        profile.child.proposals = config.esp.clone();
+    }
     let mut world = World::new(Gateway::new(config, 0x47), 1);
-    world
-        .connect_and_wait(cast.profile(AuthKind::Psk), cast.credentials())
-        .unwrap();
+    world.connect_and_wait(profile, cast.credentials()).unwrap();
     world.link.rules = lost
         .iter()
         .map(|(way, number)| Rule {
@@ -139,13 +171,26 @@ fn converges(cast: &Cast, ours: RekeyKind, theirs: Theirs, loser: Side, ahead: i
     assert_eq!(world.received.len(), down + 1, "{case}");
 }
 
-fn matrix(ours: RekeyKind) {
+fn matrix(exchanges: Exchanges, ours: RekeyKind) {
     let cast = Cast::default();
+    // An exchange takes 20 ms.
+    let offsets = match exchanges {
+        Exchanges::One => [0, 4, -4, 12, -12],
+        Exchanges::Two => [0, 12, -12, 24, -24],
+    };
     for theirs in THEIRS {
         for loser in [Side::Client, Side::Gateway] {
-            for ahead in [0, 4, -4, 12, -12] {
+            for ahead in offsets {
                 for lost in LOSSES {
-                    converges(&cast, ours, theirs, loser, ahead, lost);
+                    let case = Case {
+                        exchanges,
+                        ours,
+                        theirs,
+                        loser,
+                        ahead,
+                        lost,
+                    };
+                    converges(&cast, case);
                 }
             }
         }
@@ -154,10 +199,20 @@ fn matrix(ours: RekeyKind) {
 
 #[test]
 fn whatever_the_gateway_does_while_we_rekey_the_child() {
-    matrix(RekeyKind::ChildSa);
+    matrix(Exchanges::One, RekeyKind::ChildSa);
 }
 
 #[test]
 fn whatever_the_gateway_does_while_we_rekey_the_ike_sa() {
-    matrix(RekeyKind::IkeSa);
+    matrix(Exchanges::One, RekeyKind::IkeSa);
+}
+
+#[test]
+fn the_same_with_several_key_exchanges_for_the_child() {
+    matrix(Exchanges::Two, RekeyKind::ChildSa);
+}
+
+#[test]
+fn the_same_with_several_key_exchanges_for_the_ike_sa() {
+    matrix(Exchanges::Two, RekeyKind::IkeSa);
 }

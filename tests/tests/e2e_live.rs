@@ -165,8 +165,9 @@ fn nothing_is_lost(lab: &Lab, tunnel: Tunnel, storm: Duration) -> Vec<Value> {
     assert_eq!(ended.code, Some(0), "{}", ended.log);
     assert!(
         seen.sent as f64 > storm.as_secs_f64() / every.as_secs_f64() * 0.2,
-        "only {} pings in {storm:?}",
-        seen.sent
+        "only {} pings in {storm:?}: {}",
+        seen.sent,
+        ended.log
     );
     assert_eq!(
         seen.lost(),

@@ -421,6 +421,7 @@ impl Established {
         if !self.children.is_alive() && cx.now >= self.remake_at {
             return self.make_child(None, cx);
         }
+        self.leave_to_gateway();
         if cx.now >= self.rekey_at {
             return self.rekey_ike(None, cx);
         }

@@ -318,6 +318,19 @@ impl Established {
         }
     }
 
+    /// What the gateway is making is not begun by us as well, for as long as it may go on with it.
+    pub(super) fn leave_to_gateway(&mut self) {
+        let Some(pending) = &self.pending else { return };
+        match &pending.subject {
+            PendingSubject::Ike { .. } => self.rekey_at = self.rekey_at.max(pending.until),
+            PendingSubject::Child { old, .. } => {
+                if let Some(child) = old.and_then(|old| self.children.ours(old)) {
+                    child.rekey_at = child.rekey_at.max(pending.until);
+                }
+            }
+        }
+    }
+
     /// Forgets what the gateway began and did not go on with.
     pub(super) fn forget_pending(&mut self, now: Instant) {
         self.pending.take_if(|pending| now >= pending.until);

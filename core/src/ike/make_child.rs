@@ -288,6 +288,7 @@ impl Established {
         let loses = |rival: &Rival| answer.nonces.lowest() < rival.lowest.as_slice();
         if making.rival.as_ref().is_some_and(loses) {
             // There is nothing to delete yet, so it is just not gone on with (RFC 9370, section 2.2.4).
+            self.leave_to_gateway();
             return Ok(());
         }
         self.follow_child(making, answer, payloads, cx)
@@ -399,6 +400,7 @@ impl Established {
     ) -> Result<(), End> {
         // The gateway has replaced it meanwhile: whatever it says of the old one, there is a new one.
         if making.rival.is_some() {
+            self.leave_to_gateway();
             return Ok(());
         }
         let again = making.tries < MAX_TRIES;

@@ -289,6 +289,7 @@ impl Established {
         });
         if rival.is_some_and(|rival| answer.nonces.lowest() < rival) {
             // There is nothing to delete yet, so it is just not gone on with (RFC 9370, section 2.2.4).
+            self.leave_to_gateway();
             return Ok(());
         }
         self.follow_ike(rekeying, answer, payloads, cx)
@@ -341,7 +342,9 @@ impl Established {
         cx: &mut Cx<'_>,
     ) -> Result<(), End> {
         // The gateway's own rekeying is under way and goes on.
-        if self.heir.is_some() {
+        let makes_one = self.pending.as_ref().is_some_and(|pending| pending.is_for_ike());
+        if self.heir.is_some() || makes_one {
+            self.leave_to_gateway();
             return Ok(());
         }
         if error == NotifyType::INVALID_KE_PAYLOAD
@@ -369,9 +372,12 @@ impl Established {
 
     /// The gateway wants to replace the IKE SA.
     pub(super) fn serve_ike_rekey(&mut self, opened: &Opened, payloads: &[Payload<'_>], cx: &mut Cx<'_>) {
-        let busy =
-            self.heir.is_some() || matches!(self.doing, Doing::MakeChild(_) | Doing::DeleteChildren(_));
-        if busy {
+        // RFC 7296, section 2.25.2; RFC 9370, section 2.2.4.
+        let busy = matches!(
+            self.doing,
+            Doing::MakeChild(_) | Doing::DeleteChildren(_) | Doing::FollowUp(_)
+        );
+        if busy || self.heir.is_some() {
             return self.answer(opened, &[notify(NotifyType::TEMPORARY_FAILURE, &[])], cx);
         }
         let Some(parts) = Parts::read(payloads) else {

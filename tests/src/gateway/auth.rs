@@ -466,7 +466,7 @@ impl Session {
                 local: behind.clone(),
                 remote: of_client.clone(),
             },
-            shared: None,
+            shared: Vec::new(),
         };
         let keys = &self.sas[index].channel.keys;
         self.children.push(Child::new(agreed, keys, nonces, cx.now));

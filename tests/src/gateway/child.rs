@@ -97,7 +97,7 @@ impl Child {
             selectors,
             shared,
         } = agreed;
-        let (there, back) = keys.child(&suite, shared.as_ref(), nonces);
+        let (there, back) = keys.child(&suite, &shared, nonces);
         let (from_client, to_client) = match initiator {
             Side::Client => (there, back),
             Side::Gateway => (back, there),
@@ -194,8 +194,8 @@ pub(super) struct Agreed {
     pub(super) outbound: EspSpi,
     /// The gateway's side is local.
     pub(super) selectors: Selectors,
-    /// The secret of the key exchange, if there was one.
-    pub(super) shared: Option<Secret>,
+    /// The secrets of the key exchanges, none if there was none.
+    pub(super) shared: Vec<Secret>,
 }
 
 /// Why an offer is refused.

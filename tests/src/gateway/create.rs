@@ -1,14 +1,17 @@
 //! CREATE_CHILD_SA as the one who answers it (RFC 7296, sections 1.3, 2.8 and 2.25).
 
+use std::collections::VecDeque;
+
 use peregrine_core::command::Path;
 use peregrine_core::esp::Selectors;
-use peregrine_core::wire::iana::{NotifyType, ProtocolId};
+use peregrine_core::wire::iana::{KeMethod, NotifyType, ProtocolId};
 use peregrine_core::wire::{EspSpi, Header, Ke, Notify, Payload, Proposal, Ts};
 
 use super::book::{Cx, Note};
 use super::channel::Channel;
 use super::child::{Agreed, Child, ChildState, Refusal, answer_ke, choose_child, choose_ike, narrow, ranges};
 use super::config::Side;
+use super::followup::{Making, Pending};
 use super::keys::{Nonces, Spis};
 use super::session::{Active, IkeSa, SaState, Session, Task};
 
@@ -102,7 +105,7 @@ impl Session {
             return Err(temporary);
         }
         match &self.sas[index].active {
-            Some(Active::Child(_) | Active::DeleteChild(_)) => return Err(temporary),
+            Some(Active::Child(_) | Active::DeleteChild(_) | Active::FollowUp(_)) => return Err(temporary),
             Some(Active::Ike(attempt)) if attempt.rival.is_some() => return Err(temporary),
             _ => {}
         }
@@ -124,13 +127,19 @@ impl Session {
             responder: own_spi,
         };
         let old = &self.sas[index].channel;
-        let keys = old.keys.rekeyed(&suite, &shared, &nonces, spis);
-        self.void_tickets(cx);
-        let ticket = request
-            .wants_ticket
+        let keys = old
+            .keys
+            .rekeyed(&suite, std::slice::from_ref(&shared), &nonces, spis);
+        let fragment = old.fragment();
+        let remaining: VecDeque<KeMethod> = suite.additional.methods().collect();
+        let is_complete = remaining.is_empty();
+        if is_complete {
+            self.void_tickets(cx);
+        }
+        let ticket = (request.wants_ticket && is_complete)
             .then(|| self.issue_ticket(&keys, suite, cx))
             .flatten();
-        let channel = Channel::new(spis, Side::Client, keys, old.fragment(), 0);
+        let link: [u8; 8] = cx.book.rng.bytes();
         let mut payloads = vec![
             Payload::Sa(vec![chosen.proposal]),
             Payload::Nonce(&nonces.responder),
@@ -140,7 +149,29 @@ impl Session {
             }),
         ];
         payloads.extend(ticket.as_ref().map(Note::payload));
+        if !is_complete {
+            payloads.push(Payload::Notify(Notify::new(
+                NotifyType::ADDITIONAL_KEY_EXCHANGE,
+                &link,
+            )));
+        }
         self.answer(index, header, &payloads, path, cx);
+        if !is_complete {
+            if let Some(Active::Ike(attempt)) = &mut self.sas[index].active {
+                attempt.pending_rival = Some(nonces.lowest().to_vec());
+            }
+            let making = Making::Ike { suite, spis };
+            self.pending = Some(Box::new(Pending::new(
+                making,
+                nonces,
+                vec![shared],
+                remaining,
+                link,
+                cx.now,
+            )));
+            return Ok(());
+        }
+        let channel = Channel::new(spis, Side::Client, keys, fragment, 0);
 
         let old = &mut self.sas[index];
         let state = if let Some(Active::Ike(attempt)) = &mut old.active {
@@ -164,13 +195,25 @@ impl Session {
         cx: &mut Cx<'_>,
     ) -> Result<(), Refusal> {
         let sa = &self.sas[index];
-        if sa.state != SaState::Up || matches!(sa.active, Some(Active::Ike(_))) {
+        let is_busy = match &sa.active {
+            Some(Active::Ike(_)) => true,
+            Some(Active::FollowUp(follow)) => follow.is_for_ike(),
+            _ => false,
+        };
+        if sa.state != SaState::Up || is_busy {
             return Err(Refusal::Error(NotifyType::TEMPORARY_FAILURE));
         }
         let old = request.rekey.map(|it| self.rekeyable(&it)).transpose()?;
         if let Some(Active::Child(attempt)) = &self.sas[index].active
             && attempt.rekeys == old
             && attempt.rival.is_some()
+        {
+            return Err(Refusal::Error(NotifyType::TEMPORARY_FAILURE));
+        }
+        // RFC 9370, section 2.2.4: whose series is under way goes on with it.
+        if let Some(Active::FollowUp(follow)) = &self.sas[index].active
+            && old.is_some()
+            && follow.rekeys() == old
         {
             return Err(Refusal::Error(NotifyType::TEMPORARY_FAILURE));
         }
@@ -220,6 +263,14 @@ impl Session {
         let as_ts = |ranges: &[_]| ranges.iter().copied().map(Ts::from).collect();
         payloads.push(Payload::TsInitiator(as_ts(&selectors.remote)));
         payloads.push(Payload::TsResponder(as_ts(&selectors.local)));
+        let remaining: VecDeque<KeMethod> = suite.additional.methods().collect();
+        let link: [u8; 8] = cx.book.rng.bytes();
+        if !remaining.is_empty() {
+            payloads.push(Payload::Notify(Notify::new(
+                NotifyType::ADDITIONAL_KEY_EXCHANGE,
+                &link,
+            )));
+        }
         self.answer(index, header, &payloads, path, cx);
 
         let agreed = Agreed {
@@ -228,27 +279,58 @@ impl Session {
             inbound: own_spi,
             outbound: client_spi,
             selectors,
-            shared: answered.map(|(_, _, shared)| shared),
+            shared: answered.map(|(_, _, shared)| shared).into_iter().collect(),
         };
+        if !remaining.is_empty() {
+            if let Some(Active::Child(attempt)) = &mut self.sas[index].active
+                && attempt.rekeys.is_some()
+                && attempt.rekeys == old
+            {
+                attempt.pending_rival = Some(nonces.lowest().to_vec());
+            }
+            let making = Making::Child { agreed, old };
+            self.pending = Some(Box::new(Pending::new(
+                making,
+                nonces,
+                vec![],
+                remaining,
+                link,
+                cx.now,
+            )));
+            return Ok(());
+        }
+        self.made_by_client(index, agreed, old, &nonces, cx);
+        Ok(())
+    }
+
+    /// A Child SA that the client has made.
+    pub(super) fn made_by_client(
+        &mut self,
+        index: usize,
+        agreed: Agreed,
+        old: Option<EspSpi>,
+        nonces: &Nonces,
+        cx: &Cx<'_>,
+    ) {
+        let own_spi = agreed.inbound;
         let keys = &self.sas[index].channel.keys;
-        let mut child = Child::new(agreed, keys, &nonces, cx.now);
+        let mut child = Child::new(agreed, keys, nonces, cx.now);
         // RFC 7296, section 2.8: the client cannot receive on it before it has this answer.
         child.sends = old.is_none();
         child.unconfirmed = Some(self.sas[index].channel.own_spi());
         child.replaces = old;
         self.children.push(child);
-        let Some(old) = old else { return Ok(()) };
+        let Some(old) = old else { return };
         match &mut self.sas[index].active {
             Some(Active::Child(attempt)) if attempt.rekeys == Some(old) => {
                 attempt.rival = Some((own_spi, nonces.lowest().to_vec()));
             }
             _ => {
-                if let Some(old) = self.child(old) {
+                if let Some(old) = self.child(old).filter(|old| old.is_live()) {
                     old.await_delete(cx.now);
                 }
             }
         }
-        Ok(())
     }
 
     /// The Child SA that the client wants to rekey, by the gateway's SPI, if it may.

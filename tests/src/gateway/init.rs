@@ -285,7 +285,11 @@ impl Begun {
         let mut payloads = payloads.to_vec();
         payloads.extend(detection.iter().map(Note::payload));
         let mut say = |kind, data| payloads.push(Payload::Notify(Notify::new(kind, data)));
-        let additional = Additional::new(self.suite.additional.methods());
+        // What was in the keys of an SA is in those of the one that is resumed from it.
+        let additional = match self.ticket {
+            Some(_) => Additional::default(),
+            None => Additional::new(self.suite.additional.methods()),
+        };
         if !additional.remaining.is_empty() && !config.silent_intermediate {
             say(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED, &[]);
         }

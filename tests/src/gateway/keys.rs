@@ -63,13 +63,10 @@ impl SaKeys {
         Self::expand(suite, &skeyseed, nonces, spis)
     }
 
-    /// The keys of the IKE SA that replaces this one. `SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr)` with the
-    /// PRF of the old SA; the rest with that of the new one and its SPIs.
-    pub(super) fn rekeyed(&self, suite: &IkeSuite, shared: &Secret, nonces: &Nonces, spis: Spis) -> Self {
-        let skeyseed = self.prf.compute(
-            self.derive.as_bytes(),
-            &[shared.as_bytes(), &nonces.initiator, &nonces.responder],
-        );
+    /// The keys of the IKE SA that replaces this one. `SKEYSEED = prf(SK_d, SK(0) | Ni | Nr | SK(1) | ... SK(n))` with the
+    /// PRF of the old SA; the rest with that of the new one and its SPIs (RFC 9370, section 2.2.4).
+    pub(super) fn rekeyed(&self, suite: &IkeSuite, shared: &[Secret], nonces: &Nonces, spis: Spis) -> Self {
+        let skeyseed = self.prf.compute(self.derive.as_bytes(), &seed(shared, nonces));
         Self::expand(suite, &skeyseed, nonces, spis)
     }
 
@@ -113,20 +110,17 @@ impl SaKeys {
     }
 
     /// The keys of a Child SA: from the initiator of the exchange that made it, and from its responder.
-    /// `KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr)`.
+    /// `KEYMAT = prf+(SK_d, [SK(0) |] Ni | Nr [| SK(1) | ... SK(n)])`.
     pub(super) fn child(
         &self,
         suite: &EspSuite,
-        shared: Option<&Secret>,
+        shared: &[Secret],
         nonces: &Nonces,
     ) -> (PacketKey, PacketKey) {
         let (encr, integ) = (suite.cipher.encr_key_len(), suite.cipher.integ_key_len());
-        let mut seed: Vec<&[u8]> = Vec::new();
-        seed.extend(shared.map(Secret::as_bytes));
-        seed.extend([nonces.initiator.as_slice(), &nonces.responder]);
         let keymat = self
             .prf
-            .plus(self.derive.as_bytes(), &seed, 2 * (encr + integ))
+            .plus(self.derive.as_bytes(), &seed(shared, nonces), 2 * (encr + integ))
             .expect("short");
         let [e_there, a_there, e_back, a_back] = cut(&keymat, [encr, integ, encr, integ]);
         (
@@ -134,6 +128,14 @@ impl SaKeys {
             packet_key(suite.cipher, e_back, a_back),
         )
     }
+}
+
+/// `[SK(0) |] Ni | Nr [| SK(1) | ... SK(n)]`.
+fn seed<'a>(shared: &'a [Secret], nonces: &'a Nonces) -> Vec<&'a [u8]> {
+    let mut secrets = shared.iter().map(Secret::as_bytes);
+    let first = secrets.next();
+    let nonces = [nonces.initiator.as_slice(), &nonces.responder];
+    first.into_iter().chain(nonces).chain(secrets).collect()
 }
 
 fn packet_key(suite: CipherSuite, encr: &[u8], integ: &[u8]) -> PacketKey {

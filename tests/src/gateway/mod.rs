@@ -23,6 +23,7 @@ mod channel;
 mod child;
 mod config;
 mod create;
+mod followup;
 mod inform;
 mod init;
 mod intermediate;

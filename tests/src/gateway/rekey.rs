@@ -1,7 +1,7 @@
 //! CREATE_CHILD_SA as the one who begins it, and Deletes: what is asked for, and what comes of the answer (RFC 7296,
 //! sections 1.3, 1.4.1, 2.8 and 2.25).
 
-use peregrine_core::crypto::KeyExchange;
+use peregrine_core::crypto::{KeyExchange, Secret};
 use peregrine_core::esp::Selectors;
 use peregrine_core::proposal;
 use peregrine_core::wire::iana::{ExchangeType, KeMethod, NotifyType, ProtocolId};
@@ -26,9 +26,11 @@ pub(super) struct ChildAttempt {
     spi: EspSpi,
     nonce: Vec<u8>,
     ke: Option<KeyExchange>,
-    queued: Queued,
+    pub(super) queued: Queued,
     /// The client did the same meanwhile: the SPI of its Child SA, and the lowest nonce of its exchange.
     pub(super) rival: Option<(EspSpi, Vec<u8>)>,
+    /// The client began the same meanwhile, with more key exchanges to come: the lowest nonce of its exchange.
+    pub(super) pending_rival: Option<Vec<u8>>,
 }
 
 /// An IKE SA that the gateway has asked for.
@@ -36,9 +38,11 @@ pub(super) struct IkeAttempt {
     spi: IkeSpi,
     nonce: Vec<u8>,
     ke: KeyExchange,
-    queued: Queued,
+    pub(super) queued: Queued,
     /// The client did the same meanwhile: the gateway's SPI of its IKE SA, and the lowest nonce of its exchange.
     pub(super) rival: Option<(IkeSpi, Vec<u8>)>,
+    /// The client began the same meanwhile, with more key exchanges to come: the lowest nonce of its exchange.
+    pub(super) pending_rival: Option<Vec<u8>>,
 }
 
 /// What an answer to CREATE_CHILD_SA brought.
@@ -89,6 +93,9 @@ impl Session {
         queued: Queued,
         cx: &mut Cx<'_>,
     ) {
+        if self.client_makes(rekeys, cx.now) {
+            return self.put_off(queued, cx);
+        }
         let (local, remote) = match rekeys {
             None => self.selectors.clone(),
             Some(spi) => {
@@ -149,6 +156,7 @@ impl Session {
             ke,
             queued,
             rival: None,
+            pending_rival: None,
         })));
         cx.send(self.path, &messages);
     }
@@ -176,7 +184,7 @@ impl Session {
         });
         let (ts_i, ts_r) = granted.ts.expect("traffic selectors in the answer");
         let nonces = Nonces {
-            initiator: attempt.nonce,
+            initiator: attempt.nonce.clone(),
             responder: granted.nonce.to_vec(),
         };
         let agreed = Agreed {
@@ -188,9 +196,21 @@ impl Session {
                 local: ranges(ts_i),
                 remote: ranges(ts_r),
             },
-            shared,
+            shared: shared.into_iter().collect(),
         };
-        let mut child = Child::new(agreed, &self.sas[index].channel.keys, &nonces, cx.now);
+        self.follow_child(index, attempt, agreed, nonces, payloads, cx);
+    }
+
+    /// All key exchanges of the gateway's Child SA are over.
+    pub(super) fn finish_child(
+        &mut self,
+        index: usize,
+        attempt: ChildAttempt,
+        agreed: Agreed,
+        nonces: &Nonces,
+        cx: &mut Cx<'_>,
+    ) {
+        let mut child = Child::new(agreed, &self.sas[index].channel.keys, nonces, cx.now);
         child.replaces = attempt.rekeys;
         self.children.push(child);
         let Some(old) = attempt.rekeys else { return };
@@ -220,7 +240,13 @@ impl Session {
         }
     }
 
-    fn child_refused(&mut self, attempt: ChildAttempt, error: NotifyType, data: &[u8], cx: &mut Cx<'_>) {
+    pub(super) fn child_refused(
+        &mut self,
+        attempt: ChildAttempt,
+        error: NotifyType,
+        data: &[u8],
+        cx: &mut Cx<'_>,
+    ) {
         let now = cx.now;
         let ChildAttempt {
             rekeys,
@@ -267,7 +293,7 @@ impl Session {
     }
 
     /// RFC 7296, section 2.25: never at once, and not for ever.
-    fn put_off(&mut self, queued: Queued, cx: &Cx<'_>) {
+    pub(super) fn put_off(&mut self, queued: Queued, cx: &Cx<'_>) {
         if cx.now.since(queued.since) >= PUT_OFF_LIMIT {
             self.want(Task::Close, cx.now);
         } else {
@@ -290,6 +316,9 @@ impl Session {
     }
 
     pub(super) fn begin_ike(&mut self, index: usize, queued: Queued, cx: &mut Cx<'_>) {
+        if self.pending_now(cx.now).is_some() {
+            return self.put_off(queued, cx);
+        }
         let methods: Vec<KeMethod> = cx
             .config
             .ike
@@ -323,6 +352,7 @@ impl Session {
             ke,
             queued,
             rival: None,
+            pending_rival: None,
         })));
         cx.send(self.path, &messages);
     }
@@ -348,16 +378,29 @@ impl Session {
         );
         let shared = attempt.ke.agree(theirs.data).expect("an element of the group");
         let nonces = Nonces {
-            initiator: attempt.nonce,
+            initiator: attempt.nonce.clone(),
             responder: granted.nonce.to_vec(),
         };
         let spis = Spis {
             initiator: attempt.spi,
             responder: IkeSpi(spi),
         };
+        self.follow_ike(index, attempt, (suite, spis), shared, nonces, payloads, cx);
+    }
+
+    /// All key exchanges of the gateway's IKE SA are over.
+    pub(super) fn finish_ike(
+        &mut self,
+        index: usize,
+        attempt: IkeAttempt,
+        (suite, spis): (proposal::IkeSuite, Spis),
+        shared: &[Secret],
+        nonces: &Nonces,
+        cx: &mut Cx<'_>,
+    ) {
         let old = &self.sas[index];
         let old_spi = old.channel.own_spi();
-        let keys = old.channel.keys.rekeyed(&suite, &shared, &nonces, spis);
+        let keys = old.channel.keys.rekeyed(&suite, shared, nonces, spis);
         let channel = Channel::new(spis, Side::Gateway, keys, old.channel.fragment(), 0);
         let rival = attempt
             .rival
@@ -384,7 +427,7 @@ impl Session {
         self.void_tickets(cx);
     }
 
-    fn ike_refused(
+    pub(super) fn ike_refused(
         &mut self,
         index: usize,
         attempt: IkeAttempt,

@@ -16,6 +16,7 @@ use super::book::{Cx, Note};
 use super::channel::{Channel, Incoming, Opened, Overdue};
 use super::child::{Aged, CONFIRMED_BY_TIME, Child, ChildState};
 use super::config::{End, GatewayConfig, Life};
+use super::followup::{FollowUp, Pending};
 use super::rekey::{ChildAttempt, IkeAttempt};
 
 /// How long the client has to delete an IKE SA that is its to delete.
@@ -41,6 +42,8 @@ pub(super) struct Session {
     pub(super) auth_deadline: Option<Instant>,
     pub(super) last_in: Instant,
     pub(super) tasks: Vec<Queued>,
+    /// What the client makes with several key exchanges, not all of which are over.
+    pub(super) pending: Option<Box<Pending>>,
     /// SPIs that the client was told about already.
     pub(super) complained: Vec<EspSpi>,
 }
@@ -146,6 +149,7 @@ pub(super) enum Active {
     DeleteIke,
     Child(Box<ChildAttempt>),
     Ike(Box<IkeAttempt>),
+    FollowUp(Box<FollowUp>),
 }
 
 impl Session {
@@ -162,6 +166,7 @@ impl Session {
             auth_deadline: None,
             last_in: now,
             tasks: Vec::new(),
+            pending: None,
             complained: Vec::new(),
         }
     }
@@ -247,6 +252,9 @@ impl Session {
             ExchangeType::IKE_INTERMEDIATE if half_open => self.add_key(index, opened, path, cx),
             ExchangeType::IKE_AUTH if half_open => self.authenticate(index, header, &payloads, path, cx),
             ExchangeType::CREATE_CHILD_SA if !half_open => self.create(index, header, &payloads, path, cx),
+            ExchangeType::IKE_FOLLOWUP_KE if !half_open => {
+                self.serve_followup(index, header, &payloads, path, cx);
+            }
             ExchangeType::INFORMATIONAL => self.inform(index, header, &payloads, path, cx),
             _ => self.answer(index, header, &[], path, cx),
         }
@@ -284,6 +292,7 @@ impl Session {
             Some(Active::DeleteIke) => self.end_ike(index, cx),
             Some(Active::Child(attempt)) => self.conclude_child(index, *attempt, &payloads, cx),
             Some(Active::Ike(attempt)) => self.conclude_ike(index, *attempt, &payloads, cx),
+            Some(Active::FollowUp(follow)) => self.conclude_followup(index, *follow, &payloads, cx),
         }
     }
 
@@ -317,7 +326,7 @@ impl Session {
 
     /// Removes an IKE SA that both ends know to be over.
     pub(super) fn end_ike(&mut self, index: usize, cx: &mut Cx<'_>) {
-        self.forget(index);
+        self.forget(index, cx.now);
         if self.is_over() {
             self.void_tickets(cx);
         }
@@ -329,7 +338,7 @@ impl Session {
     }
 
     /// Removes an IKE SA. When it was the one in use and none takes its place, the session is over.
-    pub(super) fn forget(&mut self, index: usize) {
+    pub(super) fn forget(&mut self, index: usize, now: Instant) {
         let gone = self.sas.remove(index);
         let was_in_use = matches!(gone.state, SaState::Up | SaState::Closing | SaState::HalfOpen);
         let heir = self.sas.iter_mut().find(|sa| sa.state == SaState::Contender);
@@ -338,13 +347,15 @@ impl Session {
             None if was_in_use => return self.sas.clear(),
             _ => {}
         }
-        self.go_on_with(gone);
+        self.go_on_with(gone, now);
     }
 
     /// What was under way on an IKE SA that is gone is not lost, if it can be said on any.
-    fn go_on_with(&mut self, gone: IkeSa) {
-        if let Some(Active::Plain(queued)) = gone.active {
-            self.tasks.push(queued);
+    fn go_on_with(&mut self, gone: IkeSa, now: Instant) {
+        match gone.active {
+            Some(Active::Plain(queued)) => self.tasks.push(queued),
+            Some(Active::DeleteChild(spis)) => self.want(Task::DeleteChild(spis), now),
+            _ => {}
         }
     }
 
@@ -522,7 +533,7 @@ impl Session {
                     index += 1;
                 }
                 // A client that went silent may come back with its ticket.
-                Overdue::GivenUp => self.forget(index),
+                Overdue::GivenUp => self.forget(index, cx.now),
             }
         }
     }
@@ -535,7 +546,7 @@ impl Session {
             let sa = &mut self.sas[index];
             sa.until = None;
             if sa.state == SaState::HalfOpen {
-                self.forget(index);
+                self.forget(index, cx.now);
             } else {
                 sa.state = SaState::Leaving;
                 let spi = sa.channel.own_spi();

@@ -151,7 +151,10 @@ impl Checks {
             PayloadType::SKF => 36..44,
             other => panic!("a message without protection: {other:?}"),
         };
-        self.use_iv(&message[..16], &message[iv], message);
+        // The key exchange of IKE_INTERMEDIATE, of which there is one here, changes the keys (RFC 9370, section 2.2.2).
+        let is_before = u8::from(header.exchange == ExchangeType::IKE_INTERMEDIATE);
+        let key = [&message[..16], &[is_before]].concat();
+        self.use_iv(&key, &message[iv], message);
     }
 
     fn use_iv(&mut self, key: &[u8], iv: &[u8], sealed: &[u8]) {

@@ -186,6 +186,15 @@ impl Dice {
         if config.pfs == Pfs::Required && profile.child.proposals == esp("aes256gcm16-esn") {
             config.pfs = Pfs::Optional;
         }
+        // Several key exchanges (RFC 9370).
+        if self.one_in(4) {
+            config.ike = ike("aes256gcm16-prfsha256-x25519-ke1_ecp256");
+            profile.ike.proposals = config.ike.clone();
+            if config.pfs == Pfs::Optional {
+                config.esp = esp("aes256gcm16-x25519-ke1_ecp256-esn-noesn");
+                profile.child.proposals = config.esp.clone();
+            }
+        }
         if self.one_in(3) {
             profile.child.rekey = self.seconds(10..90);
         }

@@ -95,7 +95,7 @@ fn end(seed: u8, initiator: Side, path: Path, now: Instant) -> Gateway {
             local: local.clone(),
             remote: remote.clone(),
         },
-        shared: None,
+        shared: Vec::new(),
     };
     let child = Child::new(agreed, &keys, &nonces, now);
     let channel = Channel::new(spis, initiator, keys, None, 0);
