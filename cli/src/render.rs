@@ -255,6 +255,7 @@ impl Progress {
         if let Some(mtu) = status.mtu {
             rows.push(("MTU", mtu.to_string()));
         }
+        rows.extend(status.notes.iter().map(|note| ("note", note.clone())));
         let mut lines = vec![self.style.paint(BOLD, &self.style.shown(&title))];
         for (label, value) in rows.into_iter().filter(|(_, value)| !value.is_empty()) {
             lines.extend(labelled(self.style, label, &value));

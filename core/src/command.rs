@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::crypto::Secret;
 pub use crate::eap::PromptKind;
 pub use crate::failure::{Cause, Failure, HostFault, Phase, RedirectRefusal, Side};
+pub use crate::fetch::{Fetch, FetchId};
 use crate::plan::{Dns, Plan};
 use crate::profile::{Credentials, Host, Profile};
 use crate::timer::UnixTime;
@@ -75,6 +76,8 @@ pub enum Ask {
     Bind(SocketAddr),
     /// A question to the user. The client waits three minutes for the answer.
     Prompt(Prompt),
+    /// Something to fetch over HTTP, on the physical network. The client waits a few seconds for it.
+    Fetch(Fetch),
 }
 
 /// The host's answer to an [`Ask`] or to an [`Event::Plan`].
@@ -91,6 +94,8 @@ pub enum Answer {
     Bound(SocketAddr, Result<Bound, HostFault>),
     /// The user's answer to a prompt, or none if there will be none.
     Reply(PromptId, Option<Secret>),
+    /// The body of what was fetched, of at most [`Fetch::MAX_BODY`] octets.
+    Fetched(FetchId, Result<Vec<u8>, HostFault>),
     /// The latest plan is what the machine now is, or why it cannot be. `interface` is the tunnel device's name.
     Applied(Result<Option<String>, HostFault>),
 }
@@ -358,6 +363,8 @@ pub struct Status {
     pub traffic: Traffic,
     /// What was negotiated beyond the bare protocol.
     pub features: Features,
+    /// What the user should know of a tunnel that works all the same, in sentences.
+    pub notes: Vec<String>,
     /// Why the last attempt or connection ended, if it failed.
     pub failure: Option<Failure>,
 }

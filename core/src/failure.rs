@@ -226,6 +226,8 @@ impl Failure {
             Cause::Protocol(_) | Cause::ChildProtocol(_) => "protocol_violation",
             Cause::Refused(_) | Cause::ChildRefused(_) => "refused",
             Cause::KeyExchangeNotOffered(_) => "key_exchange_not_offered",
+            Cause::Certificate(CertError::Revoked { .. }) => "gateway_certificate_revoked",
+            Cause::Certificate(CertError::RevocationUnknown { .. }) => "gateway_revocation_unknown",
             Cause::Certificate(_) => "gateway_certificate_rejected",
             Cause::IdentityMismatch { .. } => "gateway_identity_mismatch",
             Cause::GatewayAuthInvalid(AuthMethod::SHARED_KEY_MIC) => "wrong_psk",
@@ -575,6 +577,8 @@ const fn eap_code(error: &EapError) -> &'static str {
     match error {
         EapError::Refused | EapError::MsChap { .. } => "authentication_failed",
         EapError::MethodOffered { .. } | EapError::InnerMethodOffered { .. } => "eap_method_mismatch",
+        EapError::ServerCertificate(CertError::Revoked { .. }) => "eap_server_certificate_revoked",
+        EapError::ServerCertificate(CertError::RevocationUnknown { .. }) => "eap_server_revocation_unknown",
         EapError::ServerCertificate(_) => "eap_server_certificate_rejected",
         EapError::TlsAlert(_) => "eap_tls_alert",
         EapError::Tls(_) => "eap_tls_failed",
@@ -612,6 +616,9 @@ fn eap_advice(error: &EapError) -> Vec<&'static str> {
             "Check that the profile's certificate is valid and was issued by an authority that the gateway accepts.",
             "Gateway: the log of its EAP or RADIUS server says what it disliked.",
         ],
+        EapError::ServerCertificate(
+            error @ (CertError::Revoked { .. } | CertError::RevocationUnknown { .. }),
+        ) => certificate_advice(error),
         EapError::ServerCertificate(_) => vec![
             "If the EAP server has a certificate of its own, name it in `auth.aaa_identity` and its authority in `auth.aaa_ca`.",
             "Gateway: the EAP server's certificate must be valid and carry that name.",
@@ -645,6 +652,15 @@ fn certificate_advice(error: &CertError) -> Vec<&'static str> {
         CertError::Expired { .. } => vec![
             "Gateway: renew the certificate.",
             "Check this machine's date and time.",
+        ],
+        CertError::Revoked { .. } => vec![
+            "Do not connect: somebody else may hold the key. Ask the gateway's administrator by another way.",
+            "Gateway: it needs a new key and a new certificate.",
+        ],
+        CertError::RevocationUnknown { .. } => vec![
+            "Check that this network lets plain HTTP through to the addresses above.",
+            "Gateway: let it send an OCSP response itself (RFC 4806), which works in every network.",
+            "If nobody can tell, `gateway.revocation = \"soft\"` refuses only what is known to be revoked.",
         ],
         CertError::NotYetValid { .. } => vec![
             "Check this machine's date and time.",

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`client`] | the VPN's life: resolve, race address families, connect, plan, disconnect, fail |
 //! | [`command`] | the vocabulary between the client and everything that commands or watches it |
+//! | [`fetch`] | what the client wants to have from the web, and whence it may come |
 //! | [`plan`] | the state that the machine shall be in, as one value |
 //! | [`profile`] | what the user configured, already parsed |
 //! | `ike` | one IKE SA as initiator |
@@ -26,6 +27,7 @@ pub mod crypto;
 pub mod eap;
 pub mod esp;
 pub mod failure;
+pub mod fetch;
 mod ike;
 pub mod pki;
 pub mod plan;

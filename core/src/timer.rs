@@ -85,6 +85,8 @@ pub enum Timer {
     Retransmit,
     /// An unauthenticated refusal has stood long enough without a better answer (RFC 7296, section 2.21.1).
     Refused,
+    /// Whether a certificate was revoked must be known soon, or another one is asked.
+    Revocation,
     /// The gateway has been silent: ask whether it lives (RFC 7296, section 2.4).
     Liveness,
     /// The NAT mapping needs a packet (RFC 3948, section 4).

@@ -401,6 +401,11 @@ impl<'h, H: Host> Driver<'h, H> {
                     self.unasked = Some(prompt);
                 }
             }
+            Event::Ask(Ask::Fetch(fetch)) => {
+                let (id, fetching) = (fetch.id, self.host.fetch(fetch));
+                self.answers
+                    .push(Box::pin(async move { Answer::Fetched(id, fetching.await) }));
+            }
             Event::Plan(plan) => self.plans.ask(self.host, plan),
             Event::Happened(happening) => {
                 let _not_read = self.notices.try_send(Notice::Happened(happening));

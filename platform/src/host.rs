@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll};
 
-use peregrine_core::command::{HostFault, Path};
+use peregrine_core::command::{Fetch, HostFault, Path};
 use peregrine_core::plan::Plan;
 
 use crate::batch::Batch;
@@ -48,6 +48,10 @@ pub trait Host: Clock {
     /// The addresses of a host name, on the physical network and never through the tunnel; empty when it has none.
     /// Ends within seconds.
     fn resolve(&self, name: String) -> impl Future<Output = Result<Vec<IpAddr>, HostFault>> + 'static;
+
+    /// The body of what is at a URL, fetched on the physical network and never through the tunnel, from addresses that
+    /// the fetch permits. Ends within [`Fetch::PATIENCE`].
+    fn fetch(&self, fetch: Fetch) -> impl Future<Output = Result<Vec<u8>, HostFault>> + 'static;
 
     /// What tells of changes from now on.
     ///

@@ -9,6 +9,7 @@
 //! | [`driver`] | the loop: `Client` <-> `Host` <-> channels |
 //! | [`host`] | what the driver asks of an operating system, without naming one |
 //! | [`clock`] | an instant that counts sleep, the wall clock, entropy |
+//! | `http` | one request over HTTP/1.1, and its answer |
 //! | `links` | the sockets in use, one for each way, and what waits to be sent |
 //! | [`batch`] | many packets in one buffer, without an allocation per packet |
 //! | `linux` | the host for Linux |
@@ -17,6 +18,7 @@ pub mod batch;
 pub mod clock;
 pub mod driver;
 pub mod host;
+mod http;
 mod links;
 #[cfg(target_os = "linux")]
 pub mod linux;

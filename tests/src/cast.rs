@@ -189,6 +189,7 @@ impl Cast {
                 pin: None,
                 allow_sha1_auth: false,
                 redirect: Redirects::Proven,
+                revocation: profile::Revocation::Soft,
             },
             auth: Auth {
                 method,

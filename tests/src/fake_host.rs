@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use peregrine_core::command::{HostFault, Path};
+use peregrine_core::command::{Fetch, HostFault, Path};
 use peregrine_core::plan::Plan;
 use peregrine_core::timer::{Instant, UnixTime};
 use peregrine_platform::batch::Batch;
@@ -46,6 +46,8 @@ pub struct Machine {
     pub ways: [Option<Way>; 2],
     /// The addresses of names.
     pub names: BTreeMap<String, Vec<IpAddr>>,
+    /// What is at URLs; what is not here is not found.
+    pub pages: BTreeMap<String, Vec<u8>>,
     /// The sockets that are open.
     pub sockets: Vec<SocketAddr>,
     /// Every datagram of the client's: from which socket and whither.
@@ -105,6 +107,7 @@ impl FakeHost {
             asked: 0,
             ways: [Some(way("10.0.0.2", 0)), None],
             names: BTreeMap::new(),
+            pages: BTreeMap::new(),
             sockets: Vec::new(),
             sent: Vec::new(),
             devices: 0,
@@ -344,6 +347,15 @@ impl Host for FakeHost {
     fn resolve(&self, name: String) -> impl Future<Output = Result<Vec<IpAddr>, HostFault>> + 'static {
         let found = self.machine().names.get(&name).cloned();
         std::future::ready(Ok(found.unwrap_or_default()))
+    }
+
+    fn fetch(&self, fetch: Fetch) -> impl Future<Output = Result<Vec<u8>, HostFault>> + 'static {
+        let found = self.machine().pages.get(&fetch.url.to_string()).cloned();
+        std::future::ready(found.ok_or_else(|| HostFault {
+            action: format!("fetch {}", fetch.url),
+            reason: "the server says 404".to_owned(),
+            permission: false,
+        }))
     }
 
     fn changes(&self) -> Result<Changes, HostFault> {

@@ -355,6 +355,7 @@ fn tls_server() -> TlsServer {
         anchors: vec![CREDENTIAL.0.clone()],
         identity: Identity::Fqdn("radius.example".to_owned()),
         fragment_size: 1024,
+        check_revocation: false,
     }
 }
 
@@ -423,7 +424,7 @@ pub fn eap(data: &[u8]) {
                 );
                 return;
             }
-            Ok(Step::Ask(_)) => panic!("an answer is answered with a question"),
+            Ok(Step::Ask(_) | Step::Check(_)) => panic!("an answer is answered with a question"),
             Err(error) => {
                 assert!(!error.to_string().is_empty());
                 return;

@@ -1,5 +1,6 @@
 //! The world outside the client.
 
+pub mod authority;
 pub mod cast;
 pub mod eap_server;
 pub mod fake_host;

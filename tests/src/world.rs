@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use peregrine_core::client::Client;
 use peregrine_core::command::{
-    Answer, Ask, Bound, Command, Event, Failure, Happening, HostFault, Path, Prompt, PromptId, RekeyKind,
-    Sink, State, Status,
+    Answer, Ask, Bound, Command, Event, Failure, Fetch, Happening, HostFault, Path, Prompt, PromptId,
+    RekeyKind, Sink, State, Status,
 };
 use peregrine_core::crypto::Secret;
 use peregrine_core::plan::Plan;
@@ -34,6 +34,10 @@ pub struct World {
     pub link: Link,
     /// What host names resolve to.
     pub names: BTreeMap<String, Vec<IpAddr>>,
+    /// What is at URLs, and how long fetching it takes; what is not here never answers.
+    pub pages: BTreeMap<String, Page>,
+    /// Everything that the client fetched, in order.
+    pub fetched: Vec<(Instant, Fetch)>,
     /// Addresses that this machine has no route for.
     pub unreachable: Vec<IpAddr>,
     /// What applying a plan shall fail with.
@@ -64,7 +68,12 @@ pub struct World {
 enum Delivery {
     ToGateway(Path, Vec<u8>),
     ToClient(Path, Vec<u8>),
+    /// What this fetch, by its place among all, was for.
+    Fetched(usize),
 }
+
+/// How long fetching takes, and what comes of it.
+pub type Page = (Duration, Result<Vec<u8>, HostFault>);
 
 /// Sealed packets on their way out of the client.
 #[derive(Default)]
@@ -102,6 +111,8 @@ impl World {
             gateway,
             link: Link::new(seed),
             names: BTreeMap::new(),
+            pages: BTreeMap::new(),
+            fetched: Vec::new(),
             unreachable: Vec::new(),
             apply_fault: None,
             replies: VecDeque::new(),
@@ -344,6 +355,15 @@ impl World {
                 let answers = self.gateway.handle(path, &datagram, self.now);
                 self.carry_down(answers);
             }
+            Delivery::Fetched(place) => {
+                let fetch = &self.fetched[place].1;
+                let page = self.pages.get(&fetch.url.to_string());
+                if let Some((_, result)) = page {
+                    let answer = Answer::Fetched(fetch.id, result.clone());
+                    self.client.handle_answer(answer, self.now);
+                    self.drain();
+                }
+            }
             // Whatever comes to an address that the machine has left is lost.
             Delivery::ToClient(path, _) if !self.link.is_here(path.local.ip()) => {}
             Delivery::ToClient(path, mut datagram) => {
@@ -388,6 +408,13 @@ impl World {
                 name,
             },
             Event::Ask(Ask::Bind(remote)) => Answer::Bound(remote, self.bind(remote)),
+            Event::Ask(Ask::Fetch(fetch)) => {
+                if let Some((takes, _)) = self.pages.get(&fetch.url.to_string()) {
+                    self.enqueue(*takes, Delivery::Fetched(self.fetched.len()));
+                }
+                self.fetched.push((self.now, fetch));
+                return;
+            }
             Event::Ask(Ask::Prompt(prompt)) => {
                 let id = prompt.id;
                 self.prompts.push((self.now, prompt));

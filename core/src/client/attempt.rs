@@ -164,6 +164,10 @@ impl Attempt {
                 }
                 true
             }
+            (Progress::Negotiating { sa, .. }, Answer::Fetched(id, result)) => {
+                sa.fetched(*id, result, cx);
+                true
+            }
             _ => false,
         }
     }
@@ -240,6 +244,7 @@ impl Attempt {
             match item {
                 News::Stage(stage) => self.stage = self.stage.max(stage),
                 News::Prompt(prompt) => events.push_back(Event::Ask(Ask::Prompt(prompt))),
+                News::Fetch(fetch) => events.push_back(Event::Ask(Ask::Fetch(fetch))),
                 News::Failed(failure) => return self.fail(failure, events, now).map(Err),
                 News::Up => {
                     if let Progress::Negotiating { sa, mut bound } =

@@ -11,6 +11,7 @@ use crate::command::{Answer, Bound, Cause, Event, Failure, Path, PromptId, Recon
 use crate::crypto::Secret;
 use crate::eap::EapError;
 use crate::ike::{Cx, IkeSa, News, SaConfig, Ticket};
+use crate::pki::CertError;
 use crate::plan::{Plan, TunnelConfig};
 use crate::timer::{Instant, Timer};
 
@@ -268,6 +269,8 @@ pub(super) fn is_final(failure: &Failure, failures: u32) -> bool {
             | EapError::ServerUnproven
             | EapError::Unbound,
         )
+        | Cause::Certificate(CertError::Revoked { .. })
+        | Cause::Eap(EapError::ServerCertificate(CertError::Revoked { .. }))
         | Cause::Credential(_)
         | Cause::Unanswered(_)
         | Cause::OneRoundOnly

@@ -22,6 +22,7 @@ use crate::command::{
 use crate::crypto::Secret;
 use crate::esp::Discard;
 use crate::ike::{Cx, IKE_PORT, IkeSa, News, SaConfig, add_traffic};
+use crate::pki::revocation;
 use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::timer::{Instant, Timer, UnixTime};
@@ -50,6 +51,7 @@ struct Io {
     out: VecDeque<Transmit>,
     news: VecDeque<News>,
     events: VecDeque<Event>,
+    revocations: revocation::Cache,
 }
 
 impl Io {
@@ -70,6 +72,7 @@ impl Io {
             rng: &mut self.rng,
             out: &mut self.out,
             news: &mut self.news,
+            revocations: &mut self.revocations,
         };
         (cx, &mut self.events)
     }
@@ -122,6 +125,7 @@ impl Client {
             out: VecDeque::new(),
             news: VecDeque::new(),
             events: VecDeque::new(),
+            revocations: revocation::Cache::default(),
         };
         Self {
             io,

@@ -136,6 +136,7 @@ impl Client {
             })
             .collect();
         status.addresses = up.tunnel.addresses.clone();
+        status.notes = sa.notes.clone();
         status.dns = up.tunnel.dns.clone();
         status.mtu = Some(up.tunnel.mtu);
         status.features = Features {

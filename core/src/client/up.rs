@@ -551,7 +551,8 @@ impl Client {
                     Renewal::Redirected(redirect) => up.follow(&redirect, events, &mut cx),
                 }
             }
-            News::Stage(_) | News::Prompt(_) | News::Up | News::Closed | News::Failed(_) => {}
+            News::Stage(_) | News::Prompt(_) | News::Fetch(_) | News::Up | News::Closed | News::Failed(_) => {
+            }
         }
     }
 

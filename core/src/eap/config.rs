@@ -37,6 +37,8 @@ pub struct TlsServer {
     pub identity: Identity,
     /// The largest EAP packet that we send, in octets; brought into 256..=1400.
     pub fragment_size: usize,
+    /// Wait, with the server's certificate verified and before anything of ours is sent, for word of its revocation.
+    pub check_revocation: bool,
 }
 
 /// What EAP-TLS needs.

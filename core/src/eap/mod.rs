@@ -31,7 +31,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::crypto::Secret;
-use crate::pki::CertError;
+use crate::pki::{CertError, Certificate};
 use crate::rng::Rng;
 use crate::timer::UnixTime;
 use crate::wire::iana::EapType;
@@ -66,9 +66,20 @@ pub enum Step {
     Reply(Vec<u8>),
     /// Ask the user, and go on with [`Eap::answer`].
     Ask(Question),
+    /// The server's certificate is good; find out whether it was revoked, and go on with [`Eap::checked`].
+    Check(Presented),
     /// The method is complete, the server is authenticated as far as the method can, and it says that so are we. The
     /// MSK, if the method makes one: EAP-GTC does not.
     Success(Option<Msk>),
+}
+
+/// A server's certificate with all that vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presented {
+    /// The server's own certificate first, the trusted one last.
+    pub path: Vec<Certificate>,
+    /// The OCSP response that came with it (RFC 6066, section 8), not looked at; may be empty.
+    pub ocsp: Vec<u8>,
 }
 
 /// What the server wants to know of the user.
@@ -173,7 +184,8 @@ enum State {
     },
     /// The method runs.
     Running(Method),
-    /// The method waits for the user's answer, to send it with this identifier.
+    /// The method waits for the user's answer, or for word of the server's certificate, and then answers with this
+    /// identifier.
     Asking { method: Method, identifier: u8 },
     /// The method is complete; EAP-Success is all that may come.
     Complete(Option<Msk>),
@@ -209,6 +221,8 @@ enum Progress {
     Reply(Vec<u8>),
     /// Ask the user before anything is answered.
     Ask(Question),
+    /// Find out about the server's certificate before anything is answered.
+    Check(Presented),
     /// Answer; the method is complete.
     Complete(Vec<u8>, Option<Msk>),
     /// Answer, so that the server learns of it; the method has failed.
@@ -309,6 +323,32 @@ impl Eap {
     ///
     /// Nothing was asked, or the conversation has failed, finally.
     pub fn answer(&mut self, answer: &Secret) -> Result<Step, EapError> {
+        self.resume(|method, _| method.answer(answer))
+    }
+
+    /// Takes word of the certificates of the [`Presented`] with which the last step ended: none of them is known to be
+    /// revoked, or why the server is not to be believed.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was to be found out, or the conversation has failed, finally. Nothing is sent then: the server learns no
+    /// more of us.
+    pub fn checked(
+        &mut self,
+        verdict: Result<(), CertError>,
+        rng: &mut Rng,
+        now: UnixTime,
+    ) -> Result<Step, EapError> {
+        self.resume(|method, identifier| {
+            let mut turn = Turn { identifier, rng, now };
+            method.checked(verdict, &mut turn)
+        })
+    }
+
+    fn resume(
+        &mut self,
+        go: impl FnOnce(&mut Method, u8) -> Result<Progress, EapError>,
+    ) -> Result<Step, EapError> {
         let (mut method, identifier) = match std::mem::replace(&mut self.state, State::Over) {
             State::Asking { method, identifier } => (method, identifier),
             other => {
@@ -316,7 +356,7 @@ impl Eap {
                 return Err(EapError::Malformed("an answer to no question"));
             }
         };
-        let progress = method.answer(answer);
+        let progress = go(&mut method, identifier);
         self.state = State::Running(method);
         let result = progress.and_then(|progress| self.follow(progress, self.wanted, identifier));
         self.remember(result)
@@ -442,10 +482,12 @@ impl Eap {
         let data = match progress {
             Progress::Reply(data) => data,
             Progress::Ask(question) => {
-                if let State::Running(method) = std::mem::replace(&mut self.state, State::Over) {
-                    self.state = State::Asking { method, identifier };
-                }
+                self.wait(identifier);
                 return Ok(Step::Ask(question));
+            }
+            Progress::Check(presented) => {
+                self.wait(identifier);
+                return Ok(Step::Check(presented));
             }
             Progress::Complete(data, msk) => {
                 self.state = State::Complete(msk);
@@ -459,6 +501,13 @@ impl Eap {
         // It may be a password.
         let data = Zeroizing::new(data);
         packet::response(identifier, kind, &data).map(Step::Reply)
+    }
+
+    /// The method, which is running, waits.
+    fn wait(&mut self, identifier: u8) {
+        if let State::Running(method) = std::mem::replace(&mut self.state, State::Over) {
+            self.state = State::Asking { method, identifier };
+        }
     }
 
     fn success(&mut self, identifier: u8) -> Result<Step, EapError> {
@@ -577,6 +626,17 @@ impl Method {
             Self::Gtc(peer) => Ok(peer.answer(answer)),
             Self::Tls(_) | Self::MsChapV2(_) | Self::Md5 => {
                 Err(EapError::Malformed("an answer to no question"))
+            }
+        }
+    }
+
+    fn checked(&mut self, verdict: Result<(), CertError>, turn: &mut Turn<'_>) -> Result<Progress, EapError> {
+        match self {
+            Self::Tls(peer) => peer.checked(verdict, turn),
+            Self::Ttls(peer) => peer.checked(verdict, turn),
+            Self::Peap(peer) => peer.checked(verdict, turn),
+            Self::MsChapV2(_) | Self::Gtc(_) | Self::Md5 => {
+                Err(EapError::Malformed("no certificate to check"))
             }
         }
     }

@@ -140,6 +140,8 @@ fn follow(step: Step, tls: &mut Tls) -> Result<Then, EapError> {
             Ok(Then::Continue)
         }
         Step::Ask(question) => Ok(Then::Ask(question)),
+        // No method in a tunnel has a tunnel of its own.
+        Step::Check(_) => Err(EapError::Malformed("TLS in TLS")),
         // Only the result counts.
         Step::Success(_) => Ok(Then::Continue),
     }

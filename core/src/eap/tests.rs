@@ -23,6 +23,7 @@ fn give(eap: &mut Eap, packet: &[u8]) -> Result<Vec<u8>, EapError> {
         Step::Reply(reply) => Ok(reply),
         Step::Success(_) => panic!("success"),
         Step::Ask(question) => panic!("{question:?}"),
+        Step::Check(presented) => panic!("{presented:?}"),
     }
 }
 

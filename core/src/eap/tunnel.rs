@@ -25,9 +25,9 @@ use zeroize::Zeroizing;
 use super::alert::TlsAlert;
 use super::fragment::{Flight, Fragment, Reassembly};
 use super::p521::Secp521r1;
-use super::{EapError, Msk, Progress, Question, TlsServer, Turn};
+use super::{EapError, Msk, Presented, Progress, Question, TlsServer, Turn};
 use crate::crypto::Secret;
-use crate::pki::{self, CertError, Certificate};
+use crate::pki::{self, CertError, Certificate, VerifiedPeer};
 use crate::profile::Identity;
 use crate::timer::UnixTime;
 use crate::wire::iana::EapType;
@@ -90,6 +90,7 @@ fn connect(
     let verifier = Verifier {
         anchors: server.anchors,
         identity: server.identity,
+        keep: server.check_revocation,
         verdict,
     };
     let builder = ClientConfig::builder_with_details(Arc::new(provider), clock)
@@ -118,6 +119,8 @@ pub(super) struct Peer<I> {
     announce: bool,
     incoming: Reassembly,
     outgoing: Flight,
+    /// What the server said with its certificate, until that is known not to be revoked.
+    held: Option<Heard>,
     /// What follows once all of `outgoing` is sent.
     end: End,
 }
@@ -160,6 +163,7 @@ impl<I: Inside> Peer<I> {
             announce,
             incoming: Reassembly::default(),
             outgoing: Flight::new(fragment_size),
+            held: None,
             end: End::Continue,
         };
         peer.collect_output();
@@ -185,10 +189,32 @@ impl<I: Inside> Peer<I> {
         let Some(message) = self.incoming.add(&fragment)? else {
             return Ok(Progress::Reply(vec![0]));
         };
-        let then = self
-            .tls
-            .feed(&message)
-            .and_then(|heard| self.inside.advance(&mut self.tls, &heard, turn));
+        let heard = match self.tls.feed(&message) {
+            Ok(heard) => heard,
+            Err(error) => return self.follow(Err(error)),
+        };
+        // TLS has its answer ready, with our certificate; it stays here.
+        if let Some(presented) = self.tls.verdict.take_presented() {
+            self.held = Some(heard);
+            return Ok(Progress::Check(presented));
+        }
+        let then = self.inside.advance(&mut self.tls, &heard, turn);
+        self.follow(then)
+    }
+
+    /// Takes word of the server's certificate. After a bad one nothing is sent any more, not even an alert: what TLS has
+    /// ready says who we are.
+    pub(super) fn checked(
+        &mut self,
+        verdict: Result<(), CertError>,
+        turn: &mut Turn<'_>,
+    ) -> Result<Progress, EapError> {
+        let heard = self
+            .held
+            .take()
+            .ok_or(EapError::Malformed("no certificate to check"))?;
+        verdict.map_err(EapError::ServerCertificate)?;
+        let then = self.inside.advance(&mut self.tls, &heard, turn);
         self.follow(then)
     }
 
@@ -409,17 +435,25 @@ impl rustls::time_provider::TimeProvider for Clock {
     }
 }
 
-/// Why the server's certificate was refused; rustls has no room for it.
+/// Why the server's certificate was refused, or what to find out about it; rustls has no room for either.
 #[derive(Debug, Default)]
-struct Verdict(Mutex<Option<CertError>>);
+struct Verdict(Mutex<(Option<CertError>, Option<Presented>)>);
 
 impl Verdict {
     fn set(&self, error: CertError) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(error);
     }
 
     fn take(&self) -> Option<CertError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.take()
+    }
+
+    fn present(&self, presented: Presented) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(presented);
+    }
+
+    fn take_presented(&self) -> Option<Presented> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.take()
     }
 }
 
@@ -428,11 +462,13 @@ impl Verdict {
 struct Verifier {
     anchors: Vec<Certificate>,
     identity: Identity,
+    /// Keep what is needed to find out whether the certificate was revoked.
+    keep: bool,
     verdict: Arc<Verdict>,
 }
 
 impl Verifier {
-    fn judge(&self, chain: &[&CertificateDer<'_>], now: UnixTime) -> Result<(), CertError> {
+    fn judge(&self, chain: &[&CertificateDer<'_>], now: UnixTime) -> Result<VerifiedPeer, CertError> {
         let chain = chain
             .iter()
             .map(|der| Certificate::from_der(der))
@@ -454,12 +490,20 @@ impl ServerCertVerifier for Verifier {
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
+        ocsp_response: &[u8],
         now: rustls::pki_types::UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).collect();
         self.judge(&chain, UnixTime(Duration::from_secs(now.as_secs())))
-            .map(|()| ServerCertVerified::assertion())
+            .map(|peer| {
+                if self.keep {
+                    self.verdict.present(Presented {
+                        path: peer.path(),
+                        ocsp: ocsp_response.to_vec(),
+                    });
+                }
+                ServerCertVerified::assertion()
+            })
             .map_err(|error| self.refuse(error))
     }
 

@@ -14,16 +14,19 @@ use super::init::Agreed;
 use super::keys::{PpkKeys, SaKeys};
 use super::method;
 use super::nat::Nat;
-use super::proof::{self, PeerVerified, Proven, Standing, Transcript, shared_key_mic};
+use super::proof::{self, Authentic, PeerVerified, Proven, Standing, Transcript, shared_key_mic};
 use super::resume::{Identities, Ticket};
 use super::{
     Broken, Cx, News, Next, SaConfig, State, delete_ike, error_notify, notify, redirect, refuse_critical,
     unsendable,
 };
-use crate::command::{Cause, Failure, Path, Prompt, PromptId, PromptKind, Stage};
+use crate::command::{Cause, Failure, HostFault, Path, Prompt, PromptId, PromptKind, Stage};
 use crate::crypto::Secret;
 use crate::eap::{Eap, EapError, Msk, Question, Step};
-use crate::profile::{AuthKind, DnsPolicy, Identity};
+use crate::fetch::{self, FetchId};
+use crate::pki::revocation::{Check, Evidence, Means, NotRevoked};
+use crate::pki::{CertError, Certificate};
+use crate::profile::{AuthKind, DnsPolicy, Identity, Revocation};
 use crate::proposal::{self, IkeSuite};
 use crate::timer::{Instant, Timer};
 use crate::wire::iana::{
@@ -61,6 +64,8 @@ pub(super) struct Auth {
     /// The ticket that is resumed with: nobody authenticates anew.
     resumed: Option<Arc<Ticket>>,
     progress: Progress,
+    /// Whether certificates were revoked is being found out; until that is known nothing goes on.
+    vetting: Option<Vetting>,
     started: Instant,
 }
 
@@ -83,6 +88,24 @@ enum Progress {
         standing: Standing,
         proven: Proven,
     },
+}
+
+/// A check of certificates under way, and what follows it.
+struct Vetting {
+    check: Check,
+    of: Vetted,
+}
+
+/// Whose certificates are checked.
+enum Vetted {
+    /// The gateway's, which came in this response.
+    Gateway {
+        opened: Box<Opened>,
+        authentic: Authentic,
+        proven: Proven,
+    },
+    /// Those of the server in the EAP method that runs.
+    EapServer,
 }
 
 /// A question that waits for the user.
@@ -124,6 +147,7 @@ impl Auth {
             offer,
             resumed,
             progress,
+            vetting: None,
             started: cx.now,
         };
         let rounds = auth.config.profile.auth.certificate_first && auth.resumed.is_none();
@@ -203,6 +227,13 @@ impl Auth {
             payloads.push(Payload::CertReq(CertReq {
                 encoding: CertEncoding::X509_SIGNATURE,
                 data: &authorities,
+            }));
+        }
+        if profile.gateway.revocation != Revocation::Off && method != AuthKind::Psk && !resumed {
+            // Any responder that the authority itself trusts will do (RFC 4806, section 3.1).
+            payloads.push(Payload::CertReq(CertReq {
+                encoding: CertEncoding::OCSP_CONTENT,
+                data: &[],
             }));
         }
         if profile.gateway.send_idr && !resumed {
@@ -328,6 +359,9 @@ impl Auth {
                 deadline
             });
         }
+        if let Some(vetting) = &self.vetting {
+            return Some((vetting.check.poll_timeout(), Timer::Revocation));
+        }
         let deadline = (self.started + DEADLINE, Timer::AttemptDeadline);
         Some(
             self.channel
@@ -346,6 +380,9 @@ impl Auth {
                 self.channel.keep_mapping(cx);
             }
             return Ok(State::Auth(self));
+        }
+        if self.vetting.is_some() {
+            return self.vet(cx);
         }
         if self.channel.is_given_up(cx.now, PATIENCE) || cx.now >= self.started + DEADLINE {
             return Err(Failure {
@@ -397,15 +434,21 @@ impl Auth {
 
     pub(super) fn handle(mut self: Box<Self>, path: Path, message: &mut [u8], cx: &mut Cx<'_>) -> Next {
         // A gateway that believes the SA to be up may ask already. Not taken here, its request comes again and is
-        // answered once both sides are proven.
-        if Header::decode(message).is_ok_and(|header| !header.flags.response) {
+        // answered once both sides are proven. Nor is anything else while we find out whether it may be believed.
+        if self.vetting.is_some() || Header::decode(message).is_ok_and(|header| !header.flags.response) {
             return Ok(State::Auth(self));
         }
         let Some(opened) = self.channel.open(path, message, cx) else {
             return Ok(State::Auth(self));
         };
         let stage = self.stage();
-        match self.answer(&opened, cx) {
+        let advanced = self.advance(&opened, cx);
+        self.conclude(&opened, advanced, stage, cx)
+    }
+
+    /// Goes on with what came of a response.
+    fn conclude(self: Box<Self>, opened: &Opened, advanced: Advanced, stage: Stage, cx: &mut Cx<'_>) -> Next {
+        match self.answer(opened, advanced, cx) {
             Ok(Answered::More(auth)) => Ok(State::Auth(auth)),
             Ok(Answered::Up(established)) => {
                 cx.news.push_back(News::Up);
@@ -430,11 +473,12 @@ impl Auth {
     }
 
     fn answer(
-        mut self: Box<Self>,
+        self: Box<Self>,
         opened: &Opened,
+        advanced: Advanced,
         cx: &mut Cx<'_>,
     ) -> Result<Answered, (Cause, Box<Channel>)> {
-        match self.advance(opened, cx) {
+        match advanced {
             Ok(None) => Ok(Answered::More(self)),
             Ok(Some((verified, proven))) => {
                 let Self {
@@ -470,6 +514,7 @@ impl Auth {
                                 shown: proven.identity,
                             },
                             resumed,
+                            notes: proven.notes,
                             made,
                         };
                         let established = Established::new(verified, proven, &payloads, cx);
@@ -486,8 +531,8 @@ impl Auth {
         }
     }
 
-    /// One response. None: another request was sent. Some: authentication is over and good on both sides.
-    fn advance(&mut self, opened: &Opened, cx: &mut Cx<'_>) -> Result<Option<(PeerVerified, Proven)>, Cause> {
+    /// One response.
+    fn advance(&mut self, opened: &Opened, cx: &mut Cx<'_>) -> Advanced {
         let payloads = opened.payloads().map_err(Broken::from)?;
         refuse_critical("IKE_AUTH", &payloads)?;
         let has_auth = payloads.iter().any(|payload| matches!(payload, Payload::Auth(_)));
@@ -502,7 +547,7 @@ impl Auth {
             self.settle_ppk(&payloads)?;
         }
         match std::mem::replace(&mut self.progress, Progress::First) {
-            Progress::First => self.advance_first(&payloads, eap, cx),
+            Progress::First => self.advance_first(opened, &payloads, eap, cx),
             Progress::Second { standing, proven } => match eap {
                 Some(packet) => self.start_eap(standing, proven, packet, cx).map(|()| None),
                 None => Err(Cause::Protocol(
@@ -545,24 +590,24 @@ impl Auth {
     /// The gateway's answer to our first request.
     fn advance_first(
         &mut self,
+        opened: &Opened,
         payloads: &[Payload<'_>],
         eap: Option<&[u8]>,
         cx: &mut Cx<'_>,
-    ) -> Result<Option<(PeerVerified, Proven)>, Cause> {
+    ) -> Advanced {
         if let Some(ticket) = &self.resumed {
             let transcript = &self.transcript;
             let verified = proof::verify_resumed(ticket, payloads, transcript, &self.channel.keys)?;
             self.heed_redirect(payloads, true, cx)?;
             return Ok(Some(verified));
         }
-        let auth = &self.config.profile.auth;
         let has_auth = payloads.iter().any(|payload| matches!(payload, Payload::Auth(_)));
         if let (false, Some(packet)) = (has_auth, eap) {
             let (eap_only, proven) = proof::claimed(&self.config, payloads)?;
             self.start_eap(Standing::Claimed(eap_only), proven, packet, cx)?;
             return Ok(None);
         }
-        let (verified, proven) = proof::verify_gateway(
+        let (authentic, proven) = proof::verify_gateway(
             &self.config,
             payloads,
             &self.transcript,
@@ -570,8 +615,43 @@ impl Auth {
             self.hashes.is_some(),
             cx.unix,
         )?;
-        let is_over = !auth.method.is_eap();
+        let mut check = self
+            .check(&authentic.path, &authentic.evidence, cx)
+            .map_err(Cause::Certificate)?;
+        match poll(&mut check, cx) {
+            Some(outcome) => {
+                let clear = outcome.map_err(Cause::Certificate)?;
+                self.advance_verified(payloads, authentic, proven, clear, cx)
+            }
+            None => {
+                let of = Vetted::Gateway {
+                    opened: Box::new(opened.clone()),
+                    authentic,
+                    proven,
+                };
+                self.vetting = Some(Vetting { check, of });
+                Ok(None)
+            }
+        }
+    }
+
+    /// The gateway is proven, and not revoked as far as we want to know.
+    fn advance_verified(
+        &mut self,
+        payloads: &[Payload<'_>],
+        authentic: Authentic,
+        mut proven: Proven,
+        clear: NotRevoked,
+        cx: &mut Cx<'_>,
+    ) -> Advanced {
+        let verified = authentic.clear(&clear);
+        proven.notes.extend(clear.notes);
+        let is_over = !self.config.profile.auth.method.is_eap();
         self.heed_redirect(payloads, is_over, cx)?;
+        let eap = payloads.iter().find_map(|payload| match payload {
+            Payload::Eap(packet) => Some(*packet),
+            _ => None,
+        });
         let auth = &self.config.profile.auth;
         match (auth.method.is_eap(), eap) {
             (false, None) => Ok(Some((verified, proven))),
@@ -668,7 +748,99 @@ impl Auth {
                 self.ask(question, cx);
                 Ok(())
             }
+            Step::Check(presented) => {
+                let ocsp = Some(presented.ocsp).filter(|octets| !octets.is_empty());
+                let evidence = Evidence {
+                    ocsp: ocsp.into_iter().collect(),
+                    crls: Vec::new(),
+                };
+                let started = self.check(&presented.path, &evidence, cx);
+                let mut check = match started {
+                    Ok(check) => check,
+                    Err(error) => return self.eap_checked(Err(error), cx),
+                };
+                match poll(&mut check, cx) {
+                    Some(outcome) => self.eap_checked(outcome, cx),
+                    None => {
+                        let of = Vetted::EapServer;
+                        self.vetting = Some(Vetting { check, of });
+                        Ok(())
+                    }
+                }
+            }
             Step::Success(msk) => self.send_last(msk, cx),
+        }
+    }
+
+    /// EAP goes on, or not, with word of its server's certificates.
+    fn eap_checked(&mut self, outcome: Result<NotRevoked, CertError>, cx: &mut Cx<'_>) -> Result<(), Cause> {
+        let Progress::Eap { eap, proven, .. } = &mut self.progress else {
+            return Err(Cause::GatewayUnproven);
+        };
+        let verdict = outcome.map(|clear| proven.notes.extend(clear.notes));
+        let step = eap.checked(verdict, cx.rng, cx.unix).map_err(eap_failure)?;
+        self.follow_eap(step, cx)
+    }
+
+    /// Begins to find out whether certificates were revoked.
+    fn check(&self, path: &[Certificate], evidence: &Evidence, cx: &mut Cx<'_>) -> Result<Check, CertError> {
+        let policy = self.config.profile.gateway.revocation;
+        let private = fetch::is_private(self.channel.path.remote.ip());
+        Check::start(policy, path, evidence, private, &mut means(cx))
+    }
+
+    /// What was fetched, or why not.
+    pub(super) fn fetched(
+        mut self: Box<Self>,
+        id: FetchId,
+        result: &Result<Vec<u8>, HostFault>,
+        cx: &mut Cx<'_>,
+    ) -> Next {
+        let Some(vetting) = &mut self.vetting else {
+            return Ok(State::Auth(self));
+        };
+        match vetting.check.answer(id, result, &mut means(cx)) {
+            Ok(()) => self.vet(cx),
+            Err(error) => self.vetted(Err(error), cx),
+        }
+    }
+
+    /// Goes on with the check of certificates that is under way.
+    fn vet(mut self: Box<Self>, cx: &mut Cx<'_>) -> Next {
+        let outcome = self
+            .vetting
+            .as_mut()
+            .and_then(|vetting| poll(&mut vetting.check, cx));
+        match outcome {
+            Some(outcome) => self.vetted(outcome, cx),
+            None => Ok(State::Auth(self)),
+        }
+    }
+
+    /// The check of certificates that was under way is over.
+    fn vetted(mut self: Box<Self>, outcome: Result<NotRevoked, CertError>, cx: &mut Cx<'_>) -> Next {
+        match (self.vetting.take().map(|vetting| vetting.of), outcome) {
+            (None, _) => Ok(State::Auth(self)),
+            (Some(Vetted::Gateway { .. }), Err(error)) => Err(self.give_up(Cause::Certificate(error), cx)),
+            (
+                Some(Vetted::Gateway {
+                    opened,
+                    authentic,
+                    proven,
+                }),
+                Ok(clear),
+            ) => {
+                let stage = self.stage();
+                let advanced = match opened.payloads() {
+                    Ok(payloads) => self.advance_verified(&payloads, authentic, proven, clear, cx),
+                    Err(error) => Err(Broken::from(error).into()),
+                };
+                self.conclude(&opened, advanced, stage, cx)
+            }
+            (Some(Vetted::EapServer), outcome) => match self.eap_checked(outcome, cx) {
+                Ok(()) => Ok(State::Auth(self)),
+                Err(cause) => Err(self.give_up(cause, cx)),
+            },
         }
     }
 
@@ -720,6 +892,28 @@ impl Progress {
             Self::First | Self::Second { .. } | Self::Last { .. } => None,
         }
     }
+}
+
+/// None: another request was sent, or something must be found out. Some: authentication is over and good on both sides.
+type Advanced = Result<Option<(PeerVerified, Proven)>, Cause>;
+
+fn means<'a>(cx: &'a mut Cx<'_>) -> Means<'a> {
+    Means {
+        now: cx.now,
+        unix: cx.unix,
+        rng: cx.rng,
+        cache: cx.revocations,
+    }
+}
+
+/// What has come of a check, if it is over; else what there is to fetch is asked for.
+fn poll(check: &mut Check, cx: &mut Cx<'_>) -> Option<Result<NotRevoked, CertError>> {
+    let mut fetches = Vec::new();
+    let outcome = check.poll(&mut fetches, &mut means(cx));
+    if outcome.is_none() {
+        cx.news.extend(fetches.into_iter().map(News::Fetch));
+    }
+    outcome
 }
 
 /// Our AUTH, and what RFC 8784 puts beside it.

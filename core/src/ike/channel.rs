@@ -31,6 +31,7 @@ const WORN_OUT: u32 = 1 << 30;
 const UNFRAGMENTED: usize = 65_535;
 
 /// A message whose integrity was verified with this SA's keys. Only [`Channel::open`] makes one.
+#[derive(Clone)]
 pub(crate) struct Opened {
     pub(crate) header: Header,
     /// The way that it came, and that an answer goes back (RFC 7296, section 2.11).

@@ -57,6 +57,8 @@ pub(crate) struct Established {
     /// It was resumed, and not authenticated anew (RFC 5723).
     pub(crate) is_resumed: bool,
     pub(super) tickets: Tickets,
+    /// What the user should know although all is well.
+    pub(crate) notes: Vec<String>,
     pub(crate) children: Children,
     pub(crate) network: InnerNetwork,
     /// When the present IKE SA was made.
@@ -131,6 +133,7 @@ pub(super) struct Proven {
     pub(super) nat: Nat,
     pub(super) ids: Identities,
     pub(super) resumed: Option<Arc<Ticket>>,
+    pub(super) notes: Vec<String>,
     pub(super) made: Made,
 }
 
@@ -149,6 +152,7 @@ impl Established {
             nat,
             ids,
             resumed,
+            notes,
             made: Made { child, network },
         } = proven;
         let (ike_rekey, rehearse) = (config.profile.ike.rekey, config.profile.child.rehearse);
@@ -163,6 +167,7 @@ impl Established {
             ids,
             is_resumed: resumed.is_some(),
             tickets: Tickets::default(),
+            notes,
             children: Children::default(),
             network,
             since: cx.unix,

@@ -101,5 +101,6 @@ fn server(config: &SaConfig, standing: &Standing) -> TlsServer {
         anchors: anchors.certificates.clone(),
         identity: named.unwrap_or(&gateway.identity).clone(),
         fragment_size: FRAGMENT,
+        check_revocation: gateway.revocation != profile::Revocation::Off,
     }
 }

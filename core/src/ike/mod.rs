@@ -34,10 +34,12 @@ pub(crate) use resume::{RESUME_PATIENCE, Ticket};
 pub(crate) use window::jitter;
 
 use crate::command::{
-    Cause, Failure, Path, Prompt, PromptId, Redirect, Rekey, Roam, Stage, Traffic, Transmit,
+    Cause, Failure, HostFault, Path, Prompt, PromptId, Redirect, Rekey, Roam, Stage, Traffic, Transmit,
 };
 use crate::crypto::Secret;
 use crate::esp::{self, Discard};
+use crate::fetch::{Fetch, FetchId};
+use crate::pki::revocation;
 use crate::profile::{Credentials, Host, Ppk, Profile};
 use crate::rng::Rng;
 use crate::timer::{Instant, Timer, UnixTime};
@@ -56,6 +58,7 @@ pub(crate) struct Cx<'a> {
     pub(crate) rng: &'a mut Rng,
     pub(crate) out: &'a mut VecDeque<Transmit>,
     pub(crate) news: &'a mut VecDeque<News>,
+    pub(crate) revocations: &'a mut revocation::Cache,
 }
 
 /// What an SA tells its owner.
@@ -65,6 +68,8 @@ pub(crate) enum News {
     Stage(Stage),
     /// The gateway wants to know something of the user; the answer goes to [`IkeSa::reply`].
     Prompt(Prompt),
+    /// Something must be fetched before the SA goes on; the answer goes to [`IkeSa::fetched`].
+    Fetch(Fetch),
     /// The gateway is proven, and the SA with its first child is up.
     Up,
     /// What the SA carried; it is gone.
@@ -350,6 +355,14 @@ impl IkeSa {
     pub(crate) fn reply(&mut self, id: PromptId, answer: Option<&Secret>, cx: &mut Cx<'_>) {
         self.step(cx, |state, cx| match state {
             State::Auth(auth) => auth.reply(id, answer, cx),
+            other => Ok(other),
+        });
+    }
+
+    /// What was fetched, or why not. What the SA does not wait for is ignored.
+    pub(crate) fn fetched(&mut self, id: FetchId, result: &Result<Vec<u8>, HostFault>, cx: &mut Cx<'_>) {
+        self.step(cx, |state, cx| match state {
+            State::Auth(auth) => auth.fetched(id, result, cx),
             other => Ok(other),
         });
     }

@@ -7,16 +7,48 @@ use super::resume::Ticket;
 use crate::command::Cause;
 use crate::crypto::{Prf, Secret, constant_time_eq};
 use crate::eap::Msk;
+use crate::pki::revocation::{Evidence, NotRevoked};
 use crate::pki::{self, Certificate, KeyKind, SignatureEncoding, SignatureScheme};
 use crate::profile::{AuthKind, Identity};
 use crate::timer::UnixTime;
 use crate::wire::iana::{AuthMethod, CertEncoding, HashAlgorithm};
 use crate::wire::{Auth, Cert, Id, Payload};
 
-/// The gateway holds the key of the identity that the profile demands. Only a checked AUTH payload makes one, and
-/// no EAP method and no established SA can be made without it.
+/// The gateway holds the key of the identity that the profile demands, and its certificates are not revoked as far as the
+/// profile wants to know. Only a checked AUTH payload makes one, and no EAP method and no established SA can be made
+/// without it.
 #[derive(Debug)]
 pub(super) struct PeerVerified(());
+
+/// The gateway holds the key of the identity that the profile demands. Whether the certificates that say so were revoked is
+/// still to be found out.
+#[derive(Debug)]
+pub(super) struct Authentic {
+    /// The gateway's certificate first, the trusted one last; none with a pre-shared key.
+    pub(super) path: Vec<Certificate>,
+    /// What came with them.
+    pub(super) evidence: Evidence,
+}
+
+impl Authentic {
+    const fn without_certificate() -> Self {
+        Self {
+            path: Vec::new(),
+            evidence: Evidence {
+                ocsp: Vec::new(),
+                crls: Vec::new(),
+            },
+        }
+    }
+
+    /// They were not revoked.
+    pub(super) fn clear(self, _: &NotRevoked) -> PeerVerified {
+        PeerVerified(())
+    }
+}
+
+/// So many OCSP responses, and as many revocation lists, are taken from a gateway.
+const MAX_EVIDENCE: usize = 4;
 
 /// Nobody has proven the gateway, and the profile has an EAP method that does (RFC 5998). Only a look at the profile
 /// makes one.
@@ -130,8 +162,9 @@ pub(super) fn verify_gateway(
     keys: &SaKeys,
     peer_has_hashes: bool,
     now: UnixTime,
-) -> Result<(PeerVerified, Proven), Cause> {
+) -> Result<(Authentic, Proven), Cause> {
     let (mut id, mut auth, mut chain) = (None, None, Vec::new());
+    let mut evidence = Evidence::default();
     for payload in payloads {
         let repeated = match payload {
             Payload::IdResponder(value) => id.replace(value).is_some(),
@@ -145,6 +178,18 @@ pub(super) fn verify_gateway(
                     // The first is the gateway's own; what comes after it only helps to build the path.
                     Err(error) if chain.is_empty() => return Err(Cause::Certificate(error)),
                     Err(error) => tracing::debug!(%error, "a certificate of the gateway cannot be read"),
+                }
+                false
+            }
+            // RFC 4806: what the gateway has from the responder, so that we need not ask.
+            Payload::Cert(Cert { encoding, data }) => {
+                let kept = match *encoding {
+                    CertEncoding::OCSP_CONTENT => Some(&mut evidence.ocsp),
+                    CertEncoding::CRL => Some(&mut evidence.crls),
+                    _ => None,
+                };
+                if let Some(kept) = kept.filter(|kept| kept.len() < MAX_EVIDENCE) {
+                    kept.push(data.to_vec());
                 }
                 false
             }
@@ -184,11 +229,13 @@ pub(super) fn verify_gateway(
         gateway.allow_sha1_auth,
     )?;
     let identity = received.map_or_else(|| gateway.identity.to_string(), |identity| identity.to_string());
+    let path = peer.path();
     Ok((
-        PeerVerified(()),
+        Authentic { path, evidence },
         Proven {
             identity,
             id_body: id.body(),
+            notes: Vec::new(),
         },
     ))
 }
@@ -199,6 +246,8 @@ pub(super) struct Proven {
     pub(super) identity: String,
     /// IDr as received: the last AUTH of an EAP exchange covers it again.
     pub(super) id_body: Vec<u8>,
+    /// What the user should know although all is well.
+    pub(super) notes: Vec<String>,
 }
 
 fn verify_psk(
@@ -207,7 +256,7 @@ fn verify_psk(
     auth: &Auth<'_>,
     octets: &[u8],
     prf: Prf,
-) -> Result<(PeerVerified, Proven), Cause> {
+) -> Result<(Authentic, Proven), Cause> {
     let identity = demanded(&config.profile.gateway.identity, id)?;
     if auth.method != AuthMethod::SHARED_KEY_MIC {
         return Err(Cause::CertificateForPsk(auth.method));
@@ -221,10 +270,11 @@ fn verify_psk(
         return Err(Cause::GatewayAuthInvalid(auth.method));
     }
     Ok((
-        PeerVerified(()),
+        Authentic::without_certificate(),
         Proven {
             identity,
             id_body: id.body(),
+            notes: Vec::new(),
         },
     ))
 }
@@ -320,7 +370,12 @@ pub(super) fn verify_resumed(
         return Err(Cause::GatewayAuthInvalid(auth.method));
     }
     let identity = ticket.ids.shown.clone();
-    Ok((PeerVerified(()), Proven { identity, id_body }))
+    let proven = Proven {
+        identity,
+        id_body,
+        notes: Vec::new(),
+    };
+    Ok((PeerVerified(()), proven))
 }
 
 /// Checks the claim of a gateway that proves itself in EAP alone.
@@ -341,6 +396,7 @@ pub(super) fn claimed(config: &SaConfig, payloads: &[Payload<'_>]) -> Result<(Ea
         Proven {
             identity,
             id_body: id.body(),
+            notes: Vec::new(),
         },
     ))
 }

@@ -12,6 +12,7 @@ use sha1::{Digest as _, Sha1};
 use super::der::{self, Der, Value};
 use super::error::CertError;
 use super::name;
+use super::revocation::sources;
 use crate::timer::UnixTime;
 
 /// The largest certificate that we look at, in octets.
@@ -26,6 +27,7 @@ pub struct Certificate(Arc<Inner>);
 
 struct Inner {
     der: Vec<u8>,
+    serial: Range<usize>,
     issuer: Range<usize>,
     subject: Range<usize>,
     spki: Range<usize>,
@@ -44,6 +46,10 @@ struct Extensions {
     ca: bool,
     key_usage: Option<u16>,
     extended: Option<Vec<Vec<u8>>>,
+    /// Where the certificate's status can be had.
+    ocsp_urls: Vec<String>,
+    crl_urls: Vec<String>,
+    ocsp_nocheck: bool,
 }
 
 /// A subjectAltName (RFC 5280, section 4.2.1.6).
@@ -162,6 +168,11 @@ impl Certificate {
         name::dn_text(self.issuer_der())
     }
 
+    /// The content octets of the serial number.
+    pub(crate) fn serial(&self) -> &[u8] {
+        self.part(&self.0.serial)
+    }
+
     /// The subjectAltNames, in the order of the certificate.
     #[must_use]
     pub fn subject_alt_names(&self) -> &[SubjectName] {
@@ -231,6 +242,23 @@ impl Certificate {
         self.0.extensions.extended.as_deref()
     }
 
+    /// The URLs of OCSP responders that the certificate names (RFC 5280, section 4.2.2.1): printable ASCII, of any scheme.
+    pub(crate) fn ocsp_urls(&self) -> &[String] {
+        &self.0.extensions.ocsp_urls
+    }
+
+    /// The URLs of its issuer's revocation lists that the certificate names (RFC 5280, section 4.2.1.13): printable ASCII,
+    /// of any scheme.
+    pub(crate) fn crl_urls(&self) -> &[String] {
+        &self.0.extensions.crl_urls
+    }
+
+    /// Whether the issuer says that this certificate of an OCSP responder needs no check of its own (RFC 6960, section
+    /// 4.2.2.2.1).
+    pub(crate) fn has_ocsp_nocheck(&self) -> bool {
+        self.0.extensions.ocsp_nocheck
+    }
+
     fn part(&self, range: &Range<usize>) -> &[u8] {
         self.0.der.get(range.clone()).unwrap_or_default()
     }
@@ -254,6 +282,8 @@ impl fmt::Debug for Certificate {
 pub(crate) const SIGNING: u16 = 0b1100_0000_0000_0000;
 /// The keyCertSign bit of keyUsage.
 pub(crate) const KEY_CERT_SIGN: u16 = 0b0000_0100_0000_0000;
+/// The cRLSign bit of keyUsage.
+pub(crate) const CRL_SIGN: u16 = 0b0000_0010_0000_0000;
 
 pub(super) const OID_RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
 pub(super) const OID_EC: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
@@ -265,6 +295,9 @@ const OID_KEY_USAGE: &[u8] = &[0x55, 0x1d, 15];
 const OID_SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 17];
 const OID_BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 19];
 const OID_EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 37];
+const OID_CRL_DISTRIBUTION_POINTS: &[u8] = &[0x55, 0x1d, 31];
+const OID_AUTHORITY_INFO_ACCESS: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 1, 1];
+const OID_OCSP_NOCHECK: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 0x30, 1, 5];
 
 /// `Certificate` (RFC 5280, section 4.1); the error says in which part the encoding breaks.
 fn parse(octets: &[u8]) -> Result<Inner, &'static str> {
@@ -278,7 +311,7 @@ fn parse(octets: &[u8]) -> Result<Inner, &'static str> {
         .ok_or("signatureValue")?;
 
     let version1 = tbs.optional(der::context_constructed(0)).is_none();
-    tbs.expect(der::INTEGER).ok_or("serialNumber")?;
+    let serial = tbs.expect(der::INTEGER).ok_or("serialNumber")?;
     tbs.expect(der::SEQUENCE).ok_or("signature")?;
     let issuer = tbs
         .expect(der::SEQUENCE)
@@ -308,6 +341,7 @@ fn parse(octets: &[u8]) -> Result<Inner, &'static str> {
         return Err("tbsCertificate");
     }
     Ok(Inner {
+        serial: range(octets, serial.body),
         issuer: range(octets, issuer.whole),
         subject: range(octets, subject.whole),
         spki: range(octets, spki.whole),
@@ -355,6 +389,10 @@ fn parse_extensions(
                 extensions.extended = Some(extended_key_usage(value).ok_or("extKeyUsage")?)
             }
             OID_SUBJECT_ALT_NAME => *names = subject_alt_names(value).ok_or("subjectAltName")?,
+            // What we cannot read here names nobody to ask.
+            OID_AUTHORITY_INFO_ACCESS => extensions.ocsp_urls = sources::ocsp_urls(value).unwrap_or_default(),
+            OID_CRL_DISTRIBUTION_POINTS => extensions.crl_urls = sources::crl_urls(value).unwrap_or_default(),
+            OID_OCSP_NOCHECK => extensions.ocsp_nocheck = true,
             _ => {}
         }
     }
@@ -475,7 +513,7 @@ pub(crate) fn rsa_public(key: &[u8]) -> Option<(u32, Option<u64>)> {
 }
 
 /// `Time` (RFC 5280, section 4.1.2.5): UTCTime `YYMMDDHHMMSSZ` until 2049, else GeneralizedTime `YYYYMMDDHHMMSSZ`.
-fn time(value: &Value<'_>) -> Option<UnixTime> {
+pub(super) fn time(value: &Value<'_>) -> Option<UnixTime> {
     let digits = value.body.strip_suffix(b"Z")?;
     let (year, rest) = match value.tag {
         der::UTC_TIME => {

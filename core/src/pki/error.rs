@@ -56,6 +56,24 @@ pub enum CertError {
         /// The names that it carries.
         presented: Vec<String>,
     },
+    /// The authority that issued a certificate has revoked it.
+    Revoked {
+        /// Which one.
+        subject: String,
+        /// Since when.
+        since: UnixTime,
+        /// Why, if the authority says.
+        reason: Option<&'static str>,
+        /// What says so.
+        by: String,
+    },
+    /// Whether a certificate was revoked cannot be found out, which the profile demands.
+    RevocationUnknown {
+        /// Which one.
+        subject: String,
+        /// Who was asked, and what came of it; nobody if the certificate names nobody.
+        tried: Vec<String>,
+    },
     /// The gateway calls itself something that its certificate does not confirm.
     IdentityUnconfirmed {
         /// What it calls itself.
@@ -183,6 +201,29 @@ impl fmt::Display for CertError {
                     "the certificate is not for “{expected}”, but for {}",
                     listed(presented)
                 )
+            }
+            Self::Revoked {
+                subject,
+                since,
+                reason,
+                by,
+            } => {
+                write!(f, "the certificate “{subject}” was revoked at {since}")?;
+                if let Some(reason) = reason {
+                    write!(f, " ({reason})")?;
+                }
+                write!(f, ", says {by}")
+            }
+            Self::RevocationUnknown { subject, tried } => {
+                write!(
+                    f,
+                    "whether the certificate “{subject}” was revoked cannot be found out: "
+                )?;
+                if tried.is_empty() {
+                    f.write_str("it names nobody to ask (no OCSP responder, no revocation list)")
+                } else {
+                    f.write_str(&tried.join("; "))
+                }
             }
             Self::IdentityUnconfirmed { received, presented } => {
                 write!(

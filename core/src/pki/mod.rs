@@ -7,6 +7,7 @@
 //! | `name` | distinguished names, and text that is safe to show |
 //! | `path` | decide whether a chain proves an identity |
 //! | `scheme` | name signature algorithms as the wire does |
+//! | [`revocation`] | decide whether a certificate was revoked |
 //! | `verify` | check a signature |
 //! | `key` | hold a private key and sign with it |
 //! | `load` | read certificates and keys from the files that people have |
@@ -26,6 +27,7 @@ mod path;
 mod pbe;
 mod pem;
 mod pkcs12;
+pub mod revocation;
 mod scheme;
 pub mod tls;
 mod verify;

@@ -23,10 +23,12 @@ const MAX_LISTED: usize = 20;
 
 /// A certificate that proves its holder's identity, once the holder proves to have its private key.
 ///
-/// Only [`verify_gateway`] makes one.
+/// Only [`verify_gateway`] and [`verify_tls_server`] make one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VerifiedPeer {
     certificate: Certificate,
+    /// The certificates above it, the anchor last; none above one that is pinned.
+    above: Vec<Certificate>,
 }
 
 impl VerifiedPeer {
@@ -34,6 +36,12 @@ impl VerifiedPeer {
     #[must_use]
     pub fn certificate(&self) -> &Certificate {
         &self.certificate
+    }
+
+    /// The path that vouches for the peer: its own certificate first, the trusted one last. A pinned certificate is both.
+    #[must_use]
+    pub fn path(&self) -> Vec<Certificate> {
+        [std::slice::from_ref(&self.certificate), &self.above].concat()
     }
 
     /// Checks a signature of the peer, as [`verify_signature`] does.
@@ -94,9 +102,10 @@ pub fn verify_gateway(
         });
     }
     check_end_entity(leaf, Purpose::Gateway, pin.is_some(), now)?;
-    if pin.is_none() {
-        check_path(chain, anchors, Purpose::Gateway, now)?;
-    }
+    let above = match pin {
+        None => check_path(chain, anchors, Purpose::Gateway, now)?,
+        Some(_) => Vec::new(),
+    };
     if !carries(leaf, expected)? {
         return Err(CertError::NameMismatch {
             expected: expected.to_string(),
@@ -113,6 +122,7 @@ pub fn verify_gateway(
     }
     Ok(VerifiedPeer {
         certificate: leaf.clone(),
+        above,
     })
 }
 
@@ -127,12 +137,15 @@ pub fn verify_tls_server(
     anchors: &[Certificate],
     expected: &Identity,
     now: UnixTime,
-) -> Result<(), CertError> {
+) -> Result<VerifiedPeer, CertError> {
     let leaf = end_entity(chain)?;
     check_end_entity(leaf, Purpose::TlsServer, false, now)?;
-    check_path(chain, anchors, Purpose::TlsServer, now)?;
+    let above = check_path(chain, anchors, Purpose::TlsServer, now)?;
     if carries(leaf, expected)? {
-        Ok(())
+        Ok(VerifiedPeer {
+            certificate: leaf.clone(),
+            above,
+        })
     } else {
         Err(CertError::NameMismatch {
             expected: expected.to_string(),
@@ -255,26 +268,27 @@ fn check_validity(certificate: &Certificate, now: UnixTime) -> Result<(), CertEr
     Ok(())
 }
 
-/// Whether a path leads from the first certificate to an anchor (RFC 5280, section 6).
+/// The path that leads from the first certificate, which it leaves out, to an anchor (RFC 5280, section 6).
 fn check_path(
     chain: &[Certificate],
     anchors: &[Certificate],
     purpose: Purpose,
     now: UnixTime,
-) -> Result<(), CertError> {
+) -> Result<Vec<Certificate>, CertError> {
     let Some((leaf, others)) = chain.split_first() else {
         return Err(CertError::NoCertificate);
     };
     // An anchor that has expired, or is no CA, vouches for nobody; another one of the same name still may.
-    let usable: Vec<CertificateDer<'_>> = anchors
+    let may_vouch = |anchor: &&Certificate| anchor.may_anchor() && check_validity(anchor, now).is_ok();
+    let ders: Vec<(&Certificate, CertificateDer<'_>)> = anchors
         .iter()
-        .filter(|anchor| anchor.may_anchor() && check_validity(anchor, now).is_ok())
-        .map(|anchor| CertificateDer::from(anchor.der()))
+        .filter(may_vouch)
+        .map(|anchor| (anchor, CertificateDer::from(anchor.der())))
         .collect();
-    let usable: Vec<TrustAnchor<'_>> = usable
+    let (holders, usable): (Vec<&Certificate>, Vec<TrustAnchor<'_>>) = ders
         .iter()
-        .filter_map(|der| webpki::anchor_from_trusted_cert(der).ok())
-        .collect();
+        .filter_map(|(anchor, der)| Some((*anchor, webpki::anchor_from_trusted_cert(der).ok()?)))
+        .unzip();
     let intermediates: Vec<CertificateDer<'_>> = others
         .iter()
         .map(|certificate| CertificateDer::from(certificate.der()))
@@ -309,7 +323,17 @@ fn check_path(
                     None,
                     Some(&may_sign),
                 )
-                .map(|_| ())
+                .map(|path| {
+                    let der_is = |der: &[u8]| others.iter().find(|certificate| certificate.der() == der);
+                    let between = path.intermediate_certificates();
+                    let between = between.filter_map(|certificate| der_is(certificate.der().as_ref()));
+                    let anchor = holders
+                        .iter()
+                        .zip(&usable)
+                        .find(|(_, anchor)| *anchor == path.anchor());
+                    let anchor = anchor.map(|(holder, _)| *holder);
+                    between.chain(anchor).cloned().collect()
+                })
         })
         .map_err(|error| explain(&error, chain, anchors, now))
 }

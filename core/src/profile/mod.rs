@@ -59,6 +59,8 @@ pub struct Gateway {
     pub allow_sha1_auth: bool,
     /// Whether it may send us to another gateway (RFC 5685), which must prove the same identity.
     pub redirect: Redirects,
+    /// Whether revoked certificates are looked for, of the gateway and of the EAP server.
+    pub revocation: Revocation,
 }
 
 /// Which redirects are followed (RFC 5685).
@@ -79,6 +81,18 @@ pub enum RedirectTarget {
     Name(String),
     /// To an address of this network.
     Network(IpNet),
+}
+
+/// Whether revoked certificates are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Revocation {
+    /// Nothing is asked, and nothing that the gateway brings is looked at.
+    Off,
+    /// One that is known to be revoked is refused; where nobody answers, that is told and no more.
+    #[default]
+    Soft,
+    /// One of which nobody says that it is not revoked is refused.
+    Strict,
 }
 
 /// A gateway's address as configured.

@@ -7,7 +7,9 @@ use toml::de::DeTable;
 use super::reader::{self, Reader, Schema, Section, fault};
 use super::report::{ProfileError, ProfileErrors, Report};
 use super::value::host_name;
-use super::{Anchors, Auth, AuthKind, Credentials, Gateway, Host, Identity, PeapInner, Profile, TtlsInner};
+use super::{
+    Anchors, Auth, AuthKind, Credentials, Gateway, Host, Identity, PeapInner, Profile, Revocation, TtlsInner,
+};
 use crate::crypto::Secret;
 use crate::pki::Certificate;
 use crate::timer::UnixTime;
@@ -156,6 +158,7 @@ const SCHEMAS: &[Schema] = &[
             "send_idr",
             "allow_sha1_auth",
             "redirect",
+            "revocation",
         ],
     },
     Schema {
@@ -394,8 +397,12 @@ impl<'t> Parser<'t, '_> {
             self.reader.warn(section, "allow_sha1_auth", message);
         }
         let redirect = self.redirects(section);
+        let revocation = self.revocation(section, method);
         let (anchors, pin) = if method.is_some_and(|method| method.kind == AuthKind::Psk) {
-            for key in ["ca", "certificate"].into_iter().filter(|key| section.has(key)) {
+            for key in ["ca", "certificate", "revocation"]
+                .into_iter()
+                .filter(|key| section.has(key))
+            {
                 self.reader
                     .not_used(section, key, "with method psk the gateway shows no certificate");
             }
@@ -418,7 +425,34 @@ impl<'t> Parser<'t, '_> {
             pin,
             allow_sha1_auth,
             redirect,
+            revocation,
         })
+    }
+
+    fn revocation(&mut self, section: Section<'_, 't>, method: Option<Method>) -> Revocation {
+        if method.is_some_and(|method| method.kind == AuthKind::Psk) {
+            return Revocation::Off;
+        }
+        let shown = "soft: a certificate that is known to be revoked is refused";
+        let revocation = self
+            .reader
+            .value_or(
+                section,
+                "revocation",
+                Revocation::Soft,
+                shown,
+                |_, value| match reader::text(value)? {
+                    "off" => Ok(Revocation::Off),
+                    "soft" => Ok(Revocation::Soft),
+                    "strict" => Ok(Revocation::Strict),
+                    other => Err(fault(value, format!("`{other}` must be off, soft or strict"))),
+                },
+            );
+        if revocation == Revocation::Strict && section.has("certificate") {
+            let message = "nobody is asked about a certificate that the profile pins: it vouches for itself";
+            self.reader.warn(section, "revocation", message);
+        }
+        revocation
     }
 
     fn gateway_anchors(&mut self, section: Section<'_, 't>, method: Option<Method>) -> Option<Anchors> {

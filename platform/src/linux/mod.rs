@@ -3,6 +3,7 @@
 mod bus;
 mod clock;
 mod dns;
+mod fetch;
 mod machine;
 mod netlink;
 mod network;
@@ -22,7 +23,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use peregrine_core::command::HostFault;
+use peregrine_core::command::{Fetch, HostFault};
 use peregrine_core::plan::{Plan, TunnelConfig};
 use peregrine_core::timer::{Instant, UnixTime};
 use tokio::io::Interest;
@@ -238,26 +239,49 @@ impl Host for LinuxHost {
     }
 
     fn resolve(&self, name: String) -> impl Future<Output = Result<Vec<IpAddr>, HostFault>> + 'static {
-        let (done, answer) = oneshot::channel();
-        let action = format!("look up {name}");
-        let (shared, system) = (Arc::clone(&self.shared), self.config.dns.clone());
-        // On a thread that nobody waits for at the end: the C library cannot be told to stop.
-        let work = move || {
-            let _unheard = done.send(resolve::look_up(&shared, &system, &name));
-        };
-        let spawned = std::thread::Builder::new()
-            .name("peregrine-resolve".to_owned())
-            .spawn(work);
+        look_up(Arc::clone(&self.shared), self.config.dns.clone(), name)
+    }
+
+    fn fetch(&self, fetch: Fetch) -> impl Future<Output = Result<Vec<u8>, HostFault>> + 'static {
+        let action = format!("fetch {}", fetch.url);
+        let (shared, config) = (Arc::clone(&self.shared), self.config.dns.clone());
+        let work = fetch::fetch(fetch, move |name| {
+            look_up(Arc::clone(&shared), config.clone(), name)
+        });
         async move {
-            spawned.map_err(|error| fault(action.as_str(), error))?;
-            let ended = |_| fault(action.as_str(), "the thread that does it has ended");
-            let late = |_| fault(action.as_str(), "no name server answered in time");
-            tokio::time::timeout(resolve::PATIENCE, answer)
+            let late = |_| fault(action.as_str(), "no answer in time");
+            tokio::time::timeout(Fetch::PATIENCE, work)
                 .await
                 .map_err(late)?
-                .map_err(ended)?
                 .map_err(|error| fault(action.as_str(), error))
         }
+    }
+}
+
+/// The addresses of a name, beside the tunnel.
+fn look_up(
+    shared: Arc<Shared>,
+    system: DnsSystem,
+    name: String,
+) -> impl Future<Output = Result<Vec<IpAddr>, HostFault>> + 'static {
+    let (done, answer) = oneshot::channel();
+    let action = format!("look up {name}");
+    // On a thread that nobody waits for at the end: the C library cannot be told to stop.
+    let work = move || {
+        let _unheard = done.send(resolve::look_up(&shared, &system, &name));
+    };
+    let spawned = std::thread::Builder::new()
+        .name("peregrine-resolve".to_owned())
+        .spawn(work);
+    async move {
+        spawned.map_err(|error| fault(action.as_str(), error))?;
+        let ended = |_| fault(action.as_str(), "the thread that does it has ended");
+        let late = |_| fault(action.as_str(), "no name server answered in time");
+        tokio::time::timeout(resolve::PATIENCE, answer)
+            .await
+            .map_err(late)?
+            .map_err(ended)?
+            .map_err(|error| fault(action.as_str(), error))
     }
 }
 

@@ -411,6 +411,9 @@ impl Scene {
                         name,
                         result: Ok(vec![]),
                     },
+                    Event::Ask(Ask::Fetch(fetch)) => {
+                        Answer::Fetched(fetch.id, Ok(fetch.url.to_string().into()))
+                    }
                     Event::Ask(Ask::Prompt(prompt)) => Answer::Reply(prompt.id, Some(secret())),
                     Event::Ask(Ask::Bind(remote)) => {
                         let path = Path {

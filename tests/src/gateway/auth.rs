@@ -47,6 +47,8 @@ struct Wishes {
     mobike: bool,
     initial_contact: bool,
     ticket: bool,
+    /// OCSP responses with our certificates (RFC 4806).
+    ocsp: bool,
     /// Families of inner addresses that it asks for, and which address it would like.
     families: Vec<CfgAttr>,
     hints: Vec<IpAddr>,
@@ -108,6 +110,7 @@ impl Handshake {
                     });
                     self.wishes.hints = hints.collect();
                 }
+                Payload::CertReq(it) => self.wishes.ocsp |= it.encoding == CertEncoding::OCSP_CONTENT,
                 Payload::Notify(it) => match it.kind {
                     NotifyType::MOBIKE_SUPPORTED => self.wishes.mobike = true,
                     NotifyType::INITIAL_CONTACT => self.wishes.initial_contact = true,
@@ -341,7 +344,12 @@ impl Session {
                     let length = u8::try_from(identifier.len()).expect("identifiers are short");
                     let proof = [&[length], identifier, &signature].concat();
                     let mut payloads = vec![id];
-                    payloads.extend(chain.iter().map(|link| Owned::Cert(link.der().to_vec())));
+                    let link =
+                        |link: &Certificate| Owned::Cert(CertEncoding::X509_SIGNATURE, link.der().to_vec());
+                    payloads.extend(chain.iter().map(link));
+                    let wanted = |encoding| encoding != CertEncoding::OCSP_CONTENT || handshake.wishes.ocsp;
+                    let evidence = config.evidence.iter().filter(|(encoding, _)| wanted(*encoding));
+                    payloads.extend(evidence.map(|(encoding, data)| Owned::Cert(*encoding, data.clone())));
                     payloads.push(Owned::Auth(AuthMethod::DIGITAL_SIGNATURE, proof));
                     payloads
                 }
@@ -513,7 +521,7 @@ fn refuse(kind: NotifyType) -> (Vec<Owned>, Outcome) {
 /// A payload of an answer that owns its content.
 enum Owned {
     IdResponder(wire::iana::IdType, Vec<u8>),
-    Cert(Vec<u8>),
+    Cert(CertEncoding, Vec<u8>),
     Auth(AuthMethod, Vec<u8>),
     Eap(Vec<u8>),
     Cp(Vec<(CfgAttr, Vec<u8>)>),
@@ -531,8 +539,8 @@ impl Owned {
     fn payload(&self) -> Payload<'_> {
         match self {
             Self::IdResponder(kind, data) => Payload::IdResponder(Id::new(*kind, data)),
-            Self::Cert(data) => Payload::Cert(Cert {
-                encoding: CertEncoding::X509_SIGNATURE,
+            Self::Cert(encoding, data) => Payload::Cert(Cert {
+                encoding: *encoding,
                 data,
             }),
             Self::Auth(method, data) => Payload::Auth(Auth {

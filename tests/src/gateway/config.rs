@@ -7,7 +7,7 @@ use peregrine_core::pki::{Certificate, PrivateKey};
 use peregrine_core::profile::Identity;
 use peregrine_core::proposal::{EspProposal, IkeProposal, default_esp, default_ike};
 use peregrine_core::wire::TrafficSelector;
-use peregrine_core::wire::iana::{KeMethod, NotifyType};
+use peregrine_core::wire::iana::{CertEncoding, KeMethod, NotifyType};
 
 use crate::eap_server::EapServer;
 
@@ -25,6 +25,9 @@ pub struct GatewayConfig {
     pub esp: Vec<EspProposal>,
     /// Whether CREATE_CHILD_SA for a Child SA has a key exchange.
     pub pfs: Pfs,
+
+    /// What it sends with its certificates: OCSP responses (RFC 4806) if the client asks for them, CRLs in any case.
+    pub evidence: Vec<(CertEncoding, Vec<u8>)>,
 
     /// Demand a cookie first, another one for every request (RFC 7296, section 2.6).
     pub cookie: bool,
@@ -128,6 +131,7 @@ impl GatewayConfig {
                 .filter(|proposal| proposal.additional.is_empty())
                 .collect(),
             pfs: Pfs::Optional,
+            evidence: Vec::new(),
             cookie: false,
             refuse_init: None,
             refuse_auth: None,

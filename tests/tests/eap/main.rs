@@ -93,6 +93,7 @@ fn talk(
         }
         match step {
             Ok(Step::Ask(question)) => panic!("{question:?}"),
+            Ok(Step::Check(presented)) => panic!("{presented:?}"),
             Ok(Step::Reply(reply)) => {
                 packet = match server.handle(&reply) {
                     ServerStep::Request(packet) | ServerStep::Failure(packet) => packet,

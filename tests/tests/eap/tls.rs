@@ -90,6 +90,7 @@ impl Room {
                 anchors: vec![Certificate::from_der(&self.authority.der()).unwrap()],
                 identity: Identity::Fqdn(SERVER.to_owned()),
                 fragment_size: 1024,
+                check_revocation: false,
             },
         };
         change(&mut tls);
@@ -651,6 +652,7 @@ proptest! {
             let reply = match peer.handle(&packet, &mut rng, NOW) {
                 Ok(Step::Reply(reply)) => reply,
                 Ok(Step::Ask(question)) => panic!("{question:?}"),
+                Ok(Step::Check(presented)) => panic!("{presented:?}"),
                 Ok(Step::Success(msk)) => {
                     let ServerMethod::Tls(tls) = server.method() else { panic!("EAP-TLS") };
                     let servers = tls.msk();

@@ -4,6 +4,7 @@
 mod chains;
 mod files;
 mod keys;
+mod revocation;
 mod signatures;
 
 use std::path::{Path, PathBuf};
