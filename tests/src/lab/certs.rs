@@ -10,8 +10,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, SubjectPublicKeyInfo, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CrlDistributionPoint,
+    CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevocationReason, RevokedCertParams, SanType, SerialNumber, SubjectPublicKeyInfo,
+    date_time_ymd,
 };
 
 use super::names;
@@ -56,6 +58,8 @@ pub fn write_all(dir: &Path) -> Result<(), Error> {
     maker.gateway("server-unknown", KeyType::P256, &other, Wrong::Issuer)?;
     maker.gateway("server-elsewhere", KeyType::P256, &root, Wrong::Name)?;
     maker.gateway("radius", KeyType::P256, &aaa, Wrong::Name)?;
+
+    maker.status(&root, &other)?;
 
     maker.client("alice", KeyType::P256, &root)?;
     maker.client("alice-p384", KeyType::P384, &root)?;
@@ -154,6 +158,66 @@ impl Maker {
             }
         }];
         self.issue(file, key, params, issuer)
+    }
+
+    /// Gateways whose certificates name who can tell whether they were revoked, and what is told.
+    fn status(&self, root: &Authority, other: &Authority) -> Result<(), Error> {
+        let list = format!("http://{}/moved.crl", names::STATUS_NAME);
+        let (ocsp, nobody) = (
+            format!("http://{}/ocsp", names::STATUS),
+            format!("http://{}:81/", names::STATUS),
+        );
+        let all: [(&str, &Authority, [Option<&String>; 2]); 7] = [
+            ("listed", root, [Some(&list), None]),
+            ("listed-revoked", root, [Some(&list), None]),
+            ("ocsp", root, [None, Some(&ocsp)]),
+            ("ocsp-revoked", root, [None, Some(&ocsp)]),
+            ("status-down", root, [Some(&nobody), Some(&nobody)]),
+            ("second-choice", root, [Some(&list), Some(&nobody)]),
+            ("untrusted", other, [Some(&list), Some(&ocsp)]),
+        ];
+        let (mut revoked, mut index) = (Vec::new(), String::new());
+        for (serial, (name, issuer, [list, ocsp])) in (0x1000_u64..).zip(all) {
+            let mut params = params(&format!("Lab {name}"), Wrong::Nothing);
+            params.subject_alt_names = vec![dns(&format!("{name}.vpn.lab"))?];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            params.serial_number = Some(SerialNumber::from(serial));
+            params.crl_distribution_points = list
+                .iter()
+                .map(|url| CrlDistributionPoint {
+                    uris: vec![(*url).clone()],
+                })
+                .collect();
+            params.custom_extensions = ocsp.iter().map(|url| responder_at(url)).collect();
+            self.issue(&format!("server-{name}"), KeyType::P256, params, issuer)?;
+            // As openssl's index of certificates has it, see ca(1).
+            index += &if name.ends_with("revoked") {
+                revoked.push(RevokedCertParams {
+                    serial_number: SerialNumber::from(serial),
+                    revocation_time: date_time_ymd(2026, 1, 2),
+                    reason_code: Some(RevocationReason::KeyCompromise),
+                    invalidity_date: None,
+                });
+                format!("R\t491231235959Z\t260102000000Z,keyCompromise\t{serial:X}\tunknown\t/CN={name}\n")
+            } else {
+                format!("V\t491231235959Z\t\t{serial:X}\tunknown\t/CN={name}\n")
+            };
+        }
+        self.write("index.txt", index.as_bytes())?;
+        let list = CertificateRevocationListParams {
+            this_update: params("", Wrong::Nothing).not_before,
+            next_update: params("", Wrong::Nothing).not_after,
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        self.write("ca.crl", list.signed_by(root)?.der())?;
+        let mut responder = params("Lab OCSP responder", Wrong::Nothing);
+        responder.extended_key_usages = vec![ExtendedKeyUsagePurpose::OcspSigning];
+        let nocheck = [1, 3, 6, 1, 5, 5, 7, 48, 1, 5];
+        responder.custom_extensions = vec![CustomExtension::from_oid_content(&nocheck, vec![5, 0])];
+        self.issue("ocsp", KeyType::P256, responder, root)
     }
 
     fn client(&self, file: &str, key: KeyType, issuer: &Authority) -> Result<(), Error> {
@@ -327,6 +391,16 @@ fn params(name: &str, wrong: Wrong) -> CertificateParams {
     params.distinguished_name.push(DnType::CommonName, name);
     params.use_authority_key_identifier_extension = true;
     params
+}
+
+/// An authorityInfoAccess that names an OCSP responder (RFC 5280, section 4.2.2.1).
+fn responder_at(url: &str) -> CustomExtension {
+    let short = |text: &[u8]| u8::try_from(text.len()).expect("URLs of the lab are short");
+    let method = [0x06, 8, 0x2b, 6, 1, 5, 5, 7, 0x30, 1];
+    let description = [&method[..], &[0x86, short(url.as_bytes())], url.as_bytes()].concat();
+    let access = [&[0x30, short(&description)], &description[..]].concat();
+    let value = [&[0x30, short(&access)], &access[..]].concat();
+    CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 1], value)
 }
 
 /// Runs `openssl` and returns what it prints. rcgen makes no RSA and no P-521 keys with ring, and no PKCS#12.

@@ -18,6 +18,10 @@ pub const GATEWAY_NEW: &str = "192.0.2.14";
 pub const GATEWAY_NEW_V6: &str = "2001:db8:1::14";
 /// A machine that drops everything.
 pub const GATEWAY_SILENT: &str = "192.0.2.13";
+/// What tells whether certificates were revoked: a list, and OCSP.
+pub const STATUS: &str = "192.0.2.11";
+/// Its name, as the resolver outside knows it.
+pub const STATUS_NAME: &str = "status.vpn.lab";
 /// The name of the gateway, for both address families, as the resolver outside knows it.
 pub const GATEWAY_NAME: &str = "gw.vpn.lab";
 
