@@ -118,27 +118,55 @@ impl Cast {
         let from = tlv(0x18, b"20261120000000Z");
         let until = tlv(0xa0, &tlv(0x18, b"20261122000000Z"));
         let single = tlv(0x30, &[id, &status, &from, &until].concat());
+        self.signed_response(&[from, tlv(0x30, &single)].concat())
+    }
+
+    /// A response that the authority signs, whatever it says behind its name.
+    ///
+    /// # Panics
+    ///
+    /// They do if it cannot be signed, or is too long.
+    #[must_use]
+    pub fn signed_response(&self, said: &[u8]) -> Vec<u8> {
+        let issuer = self.authority.certificate();
         let responder = tlv(0xa1, issuer.subject_der());
-        let data = tlv(0x30, &[responder, from, tlv(0x30, &single)].concat());
+        let basic = self.signed(&[responder, said.to_vec()].concat());
+        let kind = vec![0x06, 9, 0x2b, 6, 1, 5, 5, 7, 0x30, 1, 1];
+        let bytes = tlv(0x30, &[kind, tlv(0x04, &basic)].concat());
+        tlv(0x30, &[vec![0x0a, 1, 0], tlv(0xa0, &bytes)].concat())
+    }
+
+    /// A list that the authority signs, whatever it says behind its name.
+    ///
+    /// # Panics
+    ///
+    /// They do if it cannot be signed, or is too long.
+    #[must_use]
+    pub fn signed_list(&self, said: &[u8]) -> Vec<u8> {
+        let issuer = self.authority.certificate();
+        let algorithm = SignatureScheme::EcdsaSha2_256.algorithm_identifier();
+        self.signed(&[&[2, 1, 1], algorithm, issuer.subject_der(), said].concat())
+    }
+
+    fn signed(&self, content: &[u8]) -> Vec<u8> {
+        let data = tlv(0x30, content);
         let key = self.authority.private_key();
         let signature = key
             .sign(SignatureScheme::EcdsaSha2_256, &data, SignatureEncoding::Der)
             .expect("signed");
         let algorithm = SignatureScheme::EcdsaSha2_256.algorithm_identifier().to_vec();
         let signature = tlv(0x03, &[&[0], &signature[..]].concat());
-        let basic = tlv(0x30, &[data, algorithm, signature].concat());
-        let kind = vec![0x06, 9, 0x2b, 6, 1, 5, 5, 7, 0x30, 1, 1];
-        let bytes = tlv(0x30, &[kind, tlv(0x04, &basic)].concat());
-        tlv(0x30, &[vec![0x0a, 1, 0], tlv(0xa0, &bytes)].concat())
+        tlv(0x30, &[data, algorithm, signature].concat())
     }
 }
 
 fn tlv(tag: u8, body: &[u8]) -> Vec<u8> {
-    let len = u16::try_from(body.len()).expect("short enough").to_be_bytes();
+    let len = u32::try_from(body.len()).expect("short enough").to_be_bytes();
     let head = match body.len() {
-        0..0x80 => vec![tag, len[1]],
-        0x80..0x100 => vec![tag, 0x81, len[1]],
-        _ => vec![tag, 0x82, len[0], len[1]],
+        0..0x80 => vec![tag, len[3]],
+        0x80..0x100 => vec![tag, 0x81, len[3]],
+        0x100..0x1_0000 => vec![tag, 0x82, len[2], len[3]],
+        _ => vec![tag, 0x84, len[0], len[1], len[2], len[3]],
     };
     [&head, body].concat()
 }

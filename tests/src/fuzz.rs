@@ -5,6 +5,7 @@
 //! out; a target panics when it does not.
 
 mod client;
+mod revocation;
 mod tunnel;
 
 use std::collections::BTreeMap;
@@ -32,13 +33,14 @@ use peregrine_core::wire::{
 };
 
 pub use client::client;
+pub use revocation::revocation;
 pub use tunnel::tunnel;
 
 /// A target.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("certificate", certificate),
     ("client", client),
     ("eap", eap),
@@ -48,6 +50,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("payloads", payloads),
     ("profile", profile),
     ("reassembly", reassembly),
+    ("revocation", revocation),
     ("sealed", sealed),
     ("text", text),
     ("tunnel", tunnel),
