@@ -413,7 +413,7 @@ fn with_radius(method: AuthKind, staple: Option<Word>) -> (Cast, World, Profile)
         None => config,
         Some(word) => {
             let mut stapling = rustls::ServerConfig::clone(&config);
-            let key = rustls::crypto::ring::sign::any_ecdsa_type(&key()).unwrap();
+            let key = rustls::crypto::ring::sign::any_ecdsa_type(&key()).expect("a key");
             let mut certified = rustls::sign::CertifiedKey::new(chain, key);
             certified.ocsp = Some(cast.ocsp(&radius.certificate(), word));
             stapling.cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(certified));

@@ -136,6 +136,19 @@ fn a_connection_is_summed_up() {
 }
 
 #[test]
+fn what_could_not_be_found_out_is_said() {
+    let mut progress = Progress::new(PLAIN);
+    progress.status(&connecting(Stage::Apply), ms(100));
+    let mut status = connected();
+    status.notes = vec!["Nobody could say.".to_owned()];
+    let lines = progress.status(&status, ms(143));
+    assert_eq!(
+        lines.last().map(String::as_str),
+        Some("  note                Nobody could say.")
+    );
+}
+
+#[test]
 fn throughput_is_the_difference_of_samples() {
     let mut progress = Progress::new(PLAIN);
     progress.status(&connecting(Stage::Apply), ms(0));

@@ -86,6 +86,7 @@ fn a_small_profile_gets_the_documented_defaults() {
     assert_eq!(profile.gateway.identity, Identity::Fqdn("vpn.example.org".into()));
     assert!(profile.gateway.anchors.system && !profile.gateway.allow_sha1_auth);
     assert_eq!(profile.gateway.redirect, Redirects::Proven);
+    assert_eq!(profile.gateway.revocation, Revocation::Soft);
     assert_eq!(profile.auth.method, AuthKind::EapMsChapV2);
     assert_eq!(profile.auth.username.as_deref(), Some("alice"));
     assert_eq!(profile.ike.proposals, default_ike());
@@ -132,6 +133,7 @@ fn every_key_has_its_effect() {
         send_idr = false
         allow_sha1_auth = true
         redirect = ["VPN2.example.org", "192.0.2.0/24"]
+        revocation = "strict"
         [auth]
         method = "eap-mschapv2"
         identity = "alice@example.org"
@@ -175,6 +177,7 @@ fn every_key_has_its_effect() {
         RedirectTarget::Network("192.0.2.0/24".parse().unwrap()),
     ];
     assert_eq!(profile.gateway.redirect, Redirects::To(targets));
+    assert_eq!(profile.gateway.revocation, Revocation::Strict);
     assert_eq!(
         profile.auth.identity,
         Some(Identity::Rfc822("alice@example.org".into()))
@@ -238,6 +241,28 @@ fn every_key_has_its_effect() {
             .any(|s| s.key == "auth.password" && s.value == "(hidden)")
     );
     assert!(!format!("{report:?}").contains("horse"));
+}
+
+#[test]
+fn revocation_is_one_of_three_words_and_no_business_of_a_shared_key() {
+    let with = |word: &str| read(&SMALL.replace("[auth]", &format!("revocation = {word}\n[auth]")));
+    assert_eq!(
+        with("\"off\"").unwrap().profile.gateway.revocation,
+        Revocation::Off
+    );
+    let problems = with("\"hard\"").unwrap_err().to_string();
+    assert!(problems.contains("off, soft or strict"), "{problems}");
+    assert!(with("true").is_err());
+    let psk = "[gateway]\naddress = \"vpn.example.org\"\nrevocation = \"strict\"\n[auth]\nmethod = \"psk\"\npsk = \"a key that is long enough\"\n";
+    let parsed = read(psk).unwrap();
+    assert_eq!(parsed.profile.gateway.revocation, Revocation::Off);
+    let idle: Vec<&str> = parsed
+        .report
+        .not_used
+        .iter()
+        .map(|remark| remark.key.as_str())
+        .collect();
+    assert_eq!(idle, ["gateway.revocation"]);
 }
 
 #[test]
