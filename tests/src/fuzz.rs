@@ -29,7 +29,7 @@ use peregrine_core::timer::UnixTime;
 use peregrine_core::wire::iana::{ExchangeType, PayloadType};
 use peregrine_core::wire::{
     EspSpi, Flags, Header, IkeSpi, MAX_FRAGMENTS, MAX_REASSEMBLED, Message, OpenError, Payload, Reassembly,
-    TrafficSelector, VERSION, decode_payloads, encode_message, encode_payloads, open_sealed, seal_fragments,
+    StreamReader, StreamWriter, TrafficSelector, VERSION, decode_payloads, encode_message, encode_payloads, open_sealed, seal_fragments,
 };
 
 pub use client::client;
@@ -52,6 +52,7 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("reassembly", reassembly),
     ("revocation", revocation),
     ("sealed", sealed),
+    ("stream", stream),
     ("text", text),
     ("tunnel", tunnel),
 ];
@@ -117,6 +118,34 @@ pub fn message(data: &[u8]) {
             message.payloads.iter().for_each(interpret);
         }
         Err(error) => assert!(error.offset <= data.len(), "{error}"),
+    }
+}
+
+/// A TCP stream (RFC 9329): the first octet says how long the pieces are that the rest comes in. What a reader takes out
+/// of it, a writer puts together to the same again.
+pub fn stream(data: &[u8]) {
+    let mut feed = Feed(data);
+    let piece = usize::from(feed.octet()) * 7 + 1;
+    let (mut reader, mut writer, mut again) = (StreamReader::new(), StreamWriter::new(), StreamReader::new());
+    writer.sent(writer.pending().len());
+    for octets in feed.0.chunks(piece) {
+        let room = reader.room();
+        room[..octets.len()].copy_from_slice(octets);
+        reader.filled(octets.len());
+        while let Ok(Some(frame)) = reader.next_frame() {
+            assert!(!frame.is_empty() && frame != [0xff]);
+            assert!(writer.push(frame), "it was empty");
+            let pending = writer.pending();
+            again.room()[..pending.len()].copy_from_slice(pending);
+            again.filled(pending.len());
+            writer.sent(pending.len());
+            let copy = again.next_frame().expect("a writer's frames are frames");
+            assert_eq!(copy, Some(frame));
+        }
+        if let Err(error) = reader.next_frame() {
+            assert!(error.0 < 2, "{error}");
+            return;
+        }
     }
 }
 

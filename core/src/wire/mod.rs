@@ -8,6 +8,7 @@
 //! | `sa`, `ts` | the two payloads with structure inside: proposals, traffic selectors |
 //! | `sealed` | SK and SKF: messages under a key |
 //! | `reassembly` | fragments back to a message |
+//! | `stream` | messages and packets in a TCP stream (RFC 9329) |
 //! | `authenticated` | what both sides prove of an IKE_INTERMEDIATE message |
 //!
 //! Decoding is strict about structure: every length, count and chain must be consistent to the last octet, and what
@@ -23,6 +24,7 @@ mod reader;
 mod reassembly;
 mod sa;
 mod sealed;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod ts;
@@ -38,6 +40,7 @@ pub use payload::{
 pub use reassembly::{MAX_FRAGMENTS, MAX_REASSEMBLED, Reassembly};
 pub use sa::{Attribute, AttributeValue, Proposal, Transform};
 pub use sealed::{OpenError, OpenedBody, open_sealed, seal_fragments, seal_message};
+pub use stream::{MAX_FRAME, STREAM_PREFIX, StreamError, StreamReader, StreamWriter};
 pub use ts::{TrafficSelector, Ts};
 
 use crate::crypto::CryptoError;

@@ -3,6 +3,7 @@
 mod errors;
 mod properties;
 mod sealed;
+mod stream;
 
 use std::borrow::Cow;
 
