@@ -29,7 +29,9 @@ impl From<Exit> for ExitCode {
 impl From<&Failure> for Exit {
     fn from(failure: &Failure) -> Self {
         match &failure.cause {
-            Cause::NameNotFound(_) | Cause::NoRoute(_) | Cause::NoAnswer => Self::Unreachable,
+            Cause::NameNotFound(_) | Cause::NoRoute(_) | Cause::NoAnswer | Cause::NoAnswerOverTcp(_) => {
+                Self::Unreachable
+            }
             Cause::Ikev1Only
             | Cause::NoIkeProposal
             | Cause::NoPostQuantum

@@ -170,6 +170,7 @@ impl Progress {
                 let how = match roam.means {
                     Means::Mobike => "moved",
                     Means::NatRebinding => "moved, as a NAT changed its mapping",
+                    Means::NewConnection => "opened its TCP connection anew",
                     Means::NewSa => "moved by connecting anew",
                     Means::Resumption => "moved by resuming",
                 };
@@ -238,7 +239,12 @@ impl Progress {
                 .map_or_else(String::new, |name| format!(" via {name}"));
             rows.push((
                 "path",
-                format!("{} → {} over UDP{via}, {nat}", path.local, path.remote),
+                format!(
+                    "{} → {} over {}{via}, {nat}",
+                    path.local,
+                    path.remote,
+                    path.transport.to_uppercase()
+                ),
             ));
         }
         if let Some(sa) = status.child_sas.first() {

@@ -45,21 +45,118 @@ pub struct Prompt {
     pub message: Option<String>,
 }
 
-/// Two ends of a UDP flow.
+/// What carries IKE and ESP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Datagrams (RFC 7296, section 2; RFC 3948).
+    Udp,
+    /// One connection for the IKE SA and its Child SAs (RFC 9329).
+    Tcp,
+}
+
+impl Transport {
+    /// The transport's name in status and events.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// One end of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Endpoint {
+    /// What carries the flow.
+    pub transport: Transport,
+    /// The address and port.
+    pub address: SocketAddr,
+}
+
+impl Endpoint {
+    /// An end of a UDP flow.
+    #[must_use]
+    pub const fn udp(address: SocketAddr) -> Self {
+        let transport = Transport::Udp;
+        Self { transport, address }
+    }
+
+    /// An end of a TCP connection.
+    #[must_use]
+    pub const fn tcp(address: SocketAddr) -> Self {
+        let transport = Transport::Tcp;
+        Self { transport, address }
+    }
+}
+
+/// Two ends of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Path {
-    /// Our address and port, as the socket has them.
+    /// Our address and port, as the socket has them. No two sockets of one transport have the same.
     pub local: SocketAddr,
     /// The gateway's address and port.
     pub remote: SocketAddr,
+    /// What carries it.
+    pub transport: Transport,
 }
 
-/// A UDP payload to send.
+impl Path {
+    /// A UDP flow.
+    #[must_use]
+    pub const fn udp(local: SocketAddr, remote: SocketAddr) -> Self {
+        let transport = Transport::Udp;
+        Self {
+            local,
+            remote,
+            transport,
+        }
+    }
+
+    /// A TCP connection.
+    #[must_use]
+    pub const fn tcp(local: SocketAddr, remote: SocketAddr) -> Self {
+        let transport = Transport::Tcp;
+        Self {
+            local,
+            remote,
+            transport,
+        }
+    }
+
+    /// Whether it is a TCP connection.
+    #[must_use]
+    pub const fn is_tcp(self) -> bool {
+        matches!(self.transport, Transport::Tcp)
+    }
+
+    /// Our end: what tells a socket or connection from others.
+    #[must_use]
+    pub const fn socket(self) -> Endpoint {
+        Endpoint {
+            transport: self.transport,
+            address: self.local,
+        }
+    }
+
+    /// The gateway's end.
+    #[must_use]
+    pub const fn gateway(self) -> Endpoint {
+        Endpoint {
+            transport: self.transport,
+            address: self.remote,
+        }
+    }
+}
+
+/// A datagram to send: a UDP payload, or what becomes one frame of a TCP stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
     /// From where to where. `path.local` is an address that an [`Answer::Bound`] named: it says which socket sends.
     pub path: Path,
-    /// The UDP payload, with the non-ESP marker where the port calls for it (RFC 3948, section 2.2).
+    /// The UDP payload, with the non-ESP marker where the port calls for it (RFC 3948, section 2.2). Over TCP the frame
+    /// without its length (RFC 9329, section 3); it is never dropped while the connection lives.
     pub payload: Box<[u8]>,
 }
 
@@ -73,7 +170,12 @@ pub enum Ask {
     /// client sends to more than one port of the gateway from it (RFC 7296, section 2.23). Else it is a new one, on a
     /// port of its own. Sockets on earlier ways stay open and are read until [`Event::Release`] names them or nothing
     /// is up any more.
-    Bind(SocketAddr),
+    ///
+    /// Of an end of TCP: a new connection to this address, by the way that routing chooses now and never by our own
+    /// tunnel. The answer comes when it is made, or cannot be made within ten seconds. A later question about the same end
+    /// takes the place of one that is not answered yet. That a connection has ended the host tells with
+    /// `Client::handle_closed`.
+    Bind(Endpoint),
     /// A question to the user. The client waits three minutes for the answer.
     Prompt(Prompt),
     /// Something to fetch over HTTP, on the physical network. The client waits a few seconds for it.
@@ -91,7 +193,7 @@ pub enum Answer {
         result: Result<Vec<IpAddr>, HostFault>,
     },
     /// The socket for the address asked for, and what the host knows of the way there.
-    Bound(SocketAddr, Result<Bound, HostFault>),
+    Bound(Endpoint, Result<Bound, HostFault>),
     /// The user's answer to a prompt, or none if there will be none.
     Reply(PromptId, Option<Secret>),
     /// The body of what was fetched, of at most [`Fetch::MAX_BODY`] octets.
@@ -119,8 +221,9 @@ pub enum Event {
     Ask(Ask),
     /// Make the machine equal to this; answer with [`Answer::Applied`].
     Plan(Plan),
-    /// The socket with this local address is not needed any more: nothing is expected on its way.
-    Release(SocketAddr),
+    /// The socket or connection with this end of ours is not needed any more: nothing is expected on its way. What is
+    /// written to a connection is sent before it is closed.
+    Release(Endpoint),
     /// The whole truth, whenever it changed.
     Status(Box<Status>),
     /// Something happened to a connection that stays.
@@ -208,6 +311,8 @@ pub enum Means {
     Mobike,
     /// The same, because a NAT gave us another mapping and our own address stayed.
     NatRebinding,
+    /// A TCP connection was opened anew for the same SA (RFC 9329, section 6.1).
+    NewConnection,
     /// A fresh IKE SA.
     NewSa,
     /// A fresh IKE SA, resumed from the one before (RFC 5723).
@@ -347,7 +452,7 @@ pub struct Status {
     pub stage: Option<Stage>,
     /// The gateway as configured and as found.
     pub gateway: Option<GatewayStatus>,
-    /// The UDP flow in use.
+    /// The flow in use.
     pub path: Option<PathStatus>,
     /// Phase 1.
     pub ike_sa: Option<IkeSaStatus>,
@@ -382,7 +487,7 @@ pub struct GatewayStatus {
     pub redirected_to: Option<String>,
 }
 
-/// The UDP flow in use.
+/// The flow in use.
 #[derive(Clone, Debug, Serialize)]
 pub struct PathStatus {
     /// Our end.

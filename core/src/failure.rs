@@ -71,6 +71,8 @@ pub enum Cause {
     NoRoute(HostFault),
     /// Nothing answered at any address within the time allowed.
     NoAnswer,
+    /// The same, and TCP (RFC 9329) does not help either; the text says why.
+    NoAnswerOverTcp(String),
     /// The gateway answered IKE_SA_INIT and then fell silent.
     WentSilent,
     /// The gateway answered in IKEv1, or says that it does not speak version 2.
@@ -217,7 +219,7 @@ impl Failure {
         match &self.cause {
             Cause::NameNotFound(_) => "name_not_found",
             Cause::NoRoute(_) => "no_route",
-            Cause::NoAnswer => "no_answer",
+            Cause::NoAnswer | Cause::NoAnswerOverTcp(_) => "no_answer",
             Cause::WentSilent => "went_silent",
             Cause::Ikev1Only => "ikev1_only",
             Cause::NoIkeProposal | Cause::NoChildProposal => "no_proposal_chosen",
@@ -269,6 +271,7 @@ impl Failure {
         match &self.cause {
             Cause::NoRoute(_)
             | Cause::NoAnswer
+            | Cause::NoAnswerOverTcp(_)
             | Cause::WentSilent
             | Cause::LeftBehind
             | Cause::PeerDead
@@ -333,6 +336,9 @@ impl Failure {
             Cause::NameNotFound(name) => format!("The gateway's name {name} has no address."),
             Cause::NoRoute(fault) => format!("This machine has no way to the gateway: {}.", fault.reason),
             Cause::NoAnswer => "The gateway does not answer.".into(),
+            Cause::NoAnswerOverTcp(reason) => {
+                format!("The gateway does not answer over UDP, and not over TCP either: {reason}.")
+            }
             Cause::WentSilent => "The gateway answered at first and then fell silent.".into(),
             Cause::Ikev1Only => "The gateway speaks IKEv1 only.".into(),
             Cause::NoIkeProposal => "The gateway accepts none of the IKE proposals.".into(),
@@ -440,6 +446,11 @@ impl Failure {
             Cause::NoAnswer => vec![
                 "Check the gateway's address, and that the gateway runs.",
                 "This network may block UDP ports 500 and 4500: try another one, such as a phone's hotspot.",
+            ],
+            Cause::NoAnswerOverTcp(_) => vec![
+                "Check the gateway's address, and that the gateway runs.",
+                "This network may block UDP ports 500 and 4500: try another one, such as a phone's hotspot.",
+                "Gateway: let it take IKE and ESP over TCP port 4500 too (RFC 9329), or set `gateway.tcp_port` to the port that it has for that.",
             ],
             Cause::WentSilent => vec![
                 "This network may block UDP port 4500 or drop IP fragments: try another one.",

@@ -10,7 +10,8 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use peregrine_core::client::Client;
 use peregrine_core::command::{
-    Answer, Ask, Bound, Command, Event, Happening, HostFault, Path, Prompt, State, Status, Traffic, Transmit,
+    Answer, Ask, Bound, Command, Endpoint, Event, Happening, HostFault, Path, Prompt, State, Status, Traffic,
+    Transmit, Transport,
 };
 use peregrine_core::esp::clamp_mss;
 use peregrine_core::plan::Plan;
@@ -19,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::batch::Batch;
 use crate::clock::{self, Alarm as _};
-use crate::host::{Applied, Change, Changes, Host, Tun};
+use crate::host::{Applied, Change, Changes, Host, Tun, Way};
 use crate::links::Links;
 
 /// How long the end may take: the client waits two seconds for the gateway, and the host needs its time too.
@@ -91,6 +92,7 @@ pub async fn run<H: Host>(
             tun,
             plans,
             answers,
+            connecting,
             notices,
             unsent,
             unasked,
@@ -103,6 +105,7 @@ pub async fn run<H: Host>(
             read = read(tun.as_ref(), &mut outbound), if has_room => Wake::Packets(read),
             applied = finish(&mut plans.running) => Wake::Applied(applied),
             Some(answer) = answers.next() => Wake::Answer(answer),
+            Some(connected) = connecting.next() => Wake::Connected(connected),
             command = commands.recv(), if end_by.is_none() => Wake::Command(command),
             () = alarm.ring() => Wake::Time,
             change = next_change(changes.as_mut()) => Wake::Change(change),
@@ -129,6 +132,7 @@ pub async fn run<H: Host>(
             Wake::Change(Change::Plan) => driver.repair_soon(now),
             Wake::Applied(result) => driver.applied(result, now),
             Wake::Answer(answer) => driver.client.handle_answer(answer, now),
+            Wake::Connected(connected) => driver.connected(connected, now),
             Wake::Command(Some(command)) => driver.client.handle_command(command, now),
             Wake::Command(None) => {
                 end_by = Some(now + END_PATIENCE);
@@ -148,6 +152,7 @@ pub async fn run<H: Host>(
             report.as_mut().reset(tokio::time::Instant::now() + REPORT_EVERY);
         }
         driver.drain(now);
+        driver.tell_closed(now);
         driver.look_at_doubt(now);
         if end_by.is_some_and(|end_by| now >= end_by) {
             tracing::warn!("the connection did not end in time");
@@ -163,13 +168,14 @@ pub async fn run<H: Host>(
 }
 
 /// What happened.
-enum Wake<T> {
+enum Wake<T, C> {
     /// Datagrams came in, or there may be room to send again.
     Sockets,
     Packets(io::Result<()>),
     Change(Change),
     Applied(Result<Applied<T>, HostFault>),
     Answer(Answer),
+    Connected(Connected<C>),
     Command(Option<Command>),
     Time,
     Report,
@@ -177,15 +183,26 @@ enum Wake<T> {
 
 type Pending<T> = Pin<Box<dyn Future<Output = T>>>;
 
+/// A TCP connection, or why there is none.
+struct Connected<C> {
+    remote: SocketAddr,
+    way: Way,
+    result: Result<C, HostFault>,
+}
+
 struct Driver<'h, H: Host> {
     host: &'h H,
     client: Client,
-    links: Links<H::Socket>,
+    links: Links<H::Socket, H::Stream>,
     tun: Option<H::Tun>,
     plans: Plans<H::Tun>,
     /// The last plan could not be applied; something of ours may be left.
     failed: bool,
     answers: FuturesUnordered<Pending<Answer>>,
+    /// TCP connections that are being opened.
+    connecting: FuturesUnordered<Pending<Connected<H::Stream>>>,
+    /// The way on which a connection to each of these addresses was last asked for.
+    ways: Vec<(SocketAddr, Way)>,
     /// How long the machine had slept when we looked last.
     slept: Duration,
     /// When we last noticed that the world had gone on without us.
@@ -220,6 +237,8 @@ impl<'h, H: Host> Driver<'h, H> {
             },
             failed: false,
             answers: FuturesUnordered::new(),
+            connecting: FuturesUnordered::new(),
+            ways: Vec::new(),
             slept: host.slept(),
             woken: None,
             doubted: None,
@@ -376,6 +395,22 @@ impl<'h, H: Host> Driver<'h, H> {
         self.links.flush();
         if self.state == State::Idle {
             self.links.clear();
+            self.connecting.clear();
+            self.ways.clear();
+        }
+    }
+
+    /// Tells the client of connections that have ended, until none has.
+    fn tell_closed(&mut self, now: Instant) {
+        loop {
+            let closed = self.links.take_closed();
+            if closed.is_empty() {
+                return;
+            }
+            for socket in closed {
+                self.client.handle_closed(socket, now);
+            }
+            self.drain(now);
         }
     }
 
@@ -391,7 +426,13 @@ impl<'h, H: Host> Driver<'h, H> {
                 }));
             }
             Event::Ask(Ask::Bind(remote)) => {
-                let bound = self.bind(remote);
+                let bound = match remote.transport {
+                    Transport::Udp => self.bind(remote.address),
+                    Transport::Tcp => match self.host.way(remote.address) {
+                        Ok(way) => return self.connect(remote.address, way),
+                        Err(fault) => Err(fault),
+                    },
+                };
                 self.client.handle_answer(Answer::Bound(remote, bound), now);
             }
             Event::Ask(Ask::Prompt(prompt)) => {
@@ -432,15 +473,48 @@ impl<'h, H: Host> Driver<'h, H> {
             None => self.links.add(self.host.open(&way)?, &way),
         };
         Ok(Bound {
-            path: Path { local, remote },
+            path: Path::udp(local, remote),
             mtu: way.mtu,
             interface: way.interface.map(|interface| interface.name),
         })
     }
 
+    /// Begins to open a connection.
+    fn connect(&mut self, remote: SocketAddr, way: Way) {
+        self.ways.retain(|(other, _)| *other != remote);
+        self.ways.push((remote, way.clone()));
+        let connecting = self.host.connect(&way, remote);
+        self.connecting.push(Box::pin(async move {
+            Connected {
+                remote,
+                way,
+                result: connecting.await,
+            }
+        }));
+    }
+
+    /// A connection is there, or cannot be had. One on a way that has been left since nobody waits for any more.
+    fn connected(&mut self, connected: Connected<H::Stream>, now: Instant) {
+        let Connected { remote, way, result } = connected;
+        if !self
+            .ways
+            .iter()
+            .any(|(other, latest)| *other == remote && *latest == way)
+        {
+            return;
+        }
+        let bound = result.map(|stream| Bound {
+            path: self.links.connect(stream, remote),
+            mtu: way.mtu,
+            interface: way.interface.map(|interface| interface.name),
+        });
+        self.client
+            .handle_answer(Answer::Bound(Endpoint::tcp(remote), bound), now);
+    }
+
     fn queue(&mut self, transmit: &Transmit) {
         if !self.links.queue(transmit) {
-            let Path { local, remote } = transmit.path;
+            let Path { local, remote, .. } = transmit.path;
             tracing::debug!(%local, %remote, "no socket with room to send; it will be sent again");
         }
     }

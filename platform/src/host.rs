@@ -21,6 +21,8 @@ pub trait Host: Clock {
     type Tun: Tun + 'static;
     /// A UDP socket.
     type Socket: Socket;
+    /// A TCP connection.
+    type Stream: Stream + 'static;
     /// What tells of changes.
     type Changes: Changes;
 
@@ -44,6 +46,14 @@ pub trait Host: Clock {
     /// # Errors
     /// The way is gone already, or the operating system refuses it; `permission` when for want of a privilege.
     fn open(&self, way: &Way) -> Result<Self::Socket, HostFault>;
+
+    /// A TCP connection to `remote` that is opened on `way`, stays there, and never goes into our own tunnel. Comes, or
+    /// fails, within ten seconds.
+    fn connect(
+        &self,
+        way: &Way,
+        remote: SocketAddr,
+    ) -> impl Future<Output = Result<Self::Stream, HostFault>> + 'static;
 
     /// The addresses of a host name, on the physical network and never through the tunnel; empty when it has none.
     /// Ends within seconds.
@@ -129,6 +139,30 @@ pub trait Tun {
     /// # Errors
     /// The machine did not take it.
     fn send(&self, packet: &[u8]) -> io::Result<()>;
+}
+
+/// A TCP connection. It is polled and not awaited, as sockets are.
+pub trait Stream {
+    /// The connection's own address and port, which no other one of this process has.
+    fn local(&self) -> SocketAddr;
+
+    /// Reads what is there into `room`, which is not empty; 0 octets are the end.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    fn poll_read(&self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>>;
+
+    /// Sends the first octets of `octets`, as many as there is room for now.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is no room now; anything else says that the connection is gone.
+    fn write(&self, octets: &[u8]) -> io::Result<usize>;
+
+    /// Ready when there may be room to send.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
 /// An unconnected UDP socket. It is polled and not awaited because there are several, and one task waits for all.

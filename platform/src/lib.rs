@@ -16,6 +16,7 @@
 
 pub mod batch;
 pub mod clock;
+mod connection;
 pub mod driver;
 pub mod host;
 mod http;

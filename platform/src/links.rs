@@ -1,32 +1,42 @@
-//! The sockets in use: one for each way, and what waits to be sent on each.
+//! The sockets and TCP connections in use, and what waits to be sent on each.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll};
 
-use peregrine_core::command::{Path, Sink, Transmit};
+use peregrine_core::command::{Endpoint, Path, Sink, Transmit, Transport};
 
 use crate::batch::Batch;
-use crate::host::{Socket, Way};
+use crate::connection::Connection;
+use crate::host::{Socket, Stream, Way};
 
 /// More sockets than these are not open at a time.
 const MOST: usize = 8;
 
-/// A few sockets, and datagrams that wait until theirs has room.
+/// A few sockets and connections, and datagrams that wait until theirs has room.
 ///
 /// Each has a queue of its own: one that is stuck, as on a network that is being left, must not hold up the others.
-pub(crate) struct Links<S> {
+pub(crate) struct Links<S, C> {
     list: Vec<Link<S>>,
+    connections: Vec<Connection<C>>,
+    /// Connections that have ended since [`Self::take_closed`].
+    closed: Vec<Endpoint>,
     /// Where the last reserved room is, and whither.
-    reserved: Option<(usize, SocketAddr)>,
-    /// The link that a datagram was meant for last.
-    latest: usize,
+    reserved: Option<Reserved>,
+    /// What a datagram was meant for last.
+    latest: Option<Endpoint>,
     /// Grows with each use of a link.
     uses: u64,
     /// Whose turn it is to be read first.
     turn: usize,
     /// An error said that a way may be gone.
     doubt: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Reserved {
+    Datagram(usize, SocketAddr),
+    Frame(usize),
 }
 
 /// A socket and the way that it was opened for.
@@ -42,12 +52,14 @@ struct Link<S> {
     used: u64,
 }
 
-impl<S: Socket> Links<S> {
+impl<S: Socket, C: Stream> Links<S, C> {
     pub(crate) const fn new() -> Self {
         Self {
             list: Vec::new(),
+            connections: Vec::new(),
+            closed: Vec::new(),
             reserved: None,
-            latest: 0,
+            latest: None,
             uses: 0,
             turn: 0,
             doubt: false,
@@ -72,7 +84,7 @@ impl<S: Socket> Links<S> {
         {
             let local = oldest.local;
             tracing::debug!(%local, "too many sockets; the one unused for longest is closed");
-            self.release(local);
+            self.release_socket(local);
         }
         let local = socket.local();
         self.list.push(Link {
@@ -88,17 +100,66 @@ impl<S: Socket> Links<S> {
         local
     }
 
-    /// Closes the socket with this address, when what it has room for is sent.
-    pub(crate) fn release(&mut self, local: SocketAddr) {
+    /// Keeps a new connection to `remote`.
+    pub(crate) fn connect(&mut self, stream: C, remote: SocketAddr) -> Path {
+        let path = Path::tcp(stream.local(), remote);
+        if self.connections.len() >= MOST {
+            // The client releases what it does not need; this is for the day on which it forgets to.
+            self.end(0, &io::Error::other("too many connections"));
+        }
+        self.connections.push(Connection::new(stream, path));
+        path
+    }
+
+    /// Connections that have ended of themselves since the last call.
+    pub(crate) fn take_closed(&mut self) -> Vec<Endpoint> {
+        std::mem::take(&mut self.closed)
+    }
+
+    /// The connection at `index` is gone.
+    fn end(&mut self, index: usize, error: &io::Error) {
+        let connection = self.connections.remove(index);
+        let Path { local, remote, .. } = connection.path;
+        tracing::debug!(%local, %remote, %error, "a TCP connection has ended");
+        self.reserved = None;
+        self.closed.push(connection.path.socket());
+    }
+
+    /// Does something on every connection, and ends those where it fails.
+    fn each_connection(&mut self, mut act: impl FnMut(&mut Connection<C>) -> io::Result<()>) {
+        let mut index = 0;
+        while let Some(connection) = self.connections.get_mut(index) {
+            match act(connection) {
+                Ok(()) => index += 1,
+                Err(error) => self.end(index, &error),
+            }
+        }
+    }
+
+    /// Closes the socket or connection with this end, when what it has room for is sent.
+    pub(crate) fn release(&mut self, socket: Endpoint) {
+        match socket.transport {
+            Transport::Udp => self.release_socket(socket.address),
+            Transport::Tcp => {
+                self.reserved = None;
+                let ours = |it: &Connection<C>| it.path.socket() == socket;
+                if let Some(index) = self.connections.iter().position(ours) {
+                    let mut connection = self.connections.remove(index);
+                    if let Err(error) = connection.flush() {
+                        tracing::debug!(%error, "a TCP connection has ended while it was closed");
+                    }
+                }
+            }
+        }
+    }
+
+    fn release_socket(&mut self, local: SocketAddr) {
         if let Some(index) = self.position(local) {
             if let Some(link) = self.list.get_mut(index) {
                 link.flush(&mut self.doubt);
             }
             self.list.remove(index);
             self.reserved = None;
-            if self.latest > index {
-                self.latest -= 1;
-            }
         }
     }
 
@@ -117,6 +178,9 @@ impl<S: Socket> Links<S> {
     }
 
     fn push(&mut self, transmit: &Transmit) -> bool {
+        if transmit.path.is_tcp() {
+            return self.push_message(transmit);
+        }
         let len = transmit.payload.len();
         let Some(room) = self.reserve(transmit.path, len) else {
             return false;
@@ -126,19 +190,49 @@ impl<S: Socket> Links<S> {
         true
     }
 
+    /// What the client itself sends on a connection must not be lost, for it will not be sent again.
+    fn push_message(&mut self, transmit: &Transmit) -> bool {
+        let Some(index) = self.connection(transmit.path) else {
+            return false;
+        };
+        self.reserved = None;
+        self.latest = Some(transmit.path.socket());
+        let pushed = self
+            .connections
+            .get_mut(index)
+            .map(|it| it.push(&transmit.payload));
+        if let Some(Err(error)) = pushed {
+            self.end(index, &error);
+            return false;
+        }
+        true
+    }
+
     /// Sends as much as there is room for.
     pub(crate) fn flush(&mut self) {
         for link in &mut self.list {
             link.flush(&mut self.doubt);
         }
+        self.each_connection(Connection::flush);
     }
 
     /// Whether the socket that was used last has sent everything. While it has not, packets of the tunnel had better
     /// wait where they are.
     pub(crate) fn has_room(&self) -> bool {
-        self.list
-            .get(self.latest)
-            .is_none_or(|link| link.queue.is_empty())
+        let Some(latest) = self.latest else { return true };
+        match latest.transport {
+            Transport::Udp => {
+                let mut list = self.list.iter();
+                list.find(|link| link.local == latest.address)
+                    .is_none_or(|link| link.queue.is_empty())
+            }
+            Transport::Tcp => {
+                let mut connections = self.connections.iter();
+                connections
+                    .find(|it| it.path.socket() == latest)
+                    .is_none_or(Connection::is_idle)
+            }
+        }
     }
 
     /// Whether an error said, since the last call, that a way may be gone.
@@ -148,7 +242,7 @@ impl<S: Socket> Links<S> {
 
     /// Ready when datagrams were added to `batch`, or a full socket may have room again.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<()> {
-        let mut ready = Poll::Pending;
+        let mut ready = self.poll_connections(cx, batch);
         // Another one first each time, so that a flood on one of them leaves room for the others.
         let count = self.list.len();
         self.turn = (self.turn + 1) % count.max(1);
@@ -175,12 +269,34 @@ impl<S: Socket> Links<S> {
         ready
     }
 
+    fn poll_connections(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<()> {
+        let mut ready = Poll::Pending;
+        self.each_connection(|connection| {
+            if let Poll::Ready(received) = connection.poll_recv(cx, batch) {
+                ready = Poll::Ready(());
+                received?;
+            }
+            if !connection.is_idle()
+                && let Poll::Ready(writable) = connection.poll_writable(cx)
+            {
+                ready = Poll::Ready(());
+                writable?;
+            }
+            Ok(())
+        });
+        ready
+    }
+
     fn position(&self, local: SocketAddr) -> Option<usize> {
         self.list.iter().position(|link| link.local == local)
     }
+
+    fn connection(&self, path: Path) -> Option<usize> {
+        self.connections.iter().position(|it| it.path == path)
+    }
 }
 
-impl<S> Links<S> {
+impl<S, C> Links<S, C> {
     fn touch(&mut self, index: usize) {
         self.uses += 1;
         if let Some(link) = self.list.get_mut(index) {
@@ -207,20 +323,33 @@ impl<S: Socket> Link<S> {
     }
 }
 
-impl<S: Socket> Sink for Links<S> {
+impl<S: Socket, C: Stream> Sink for Links<S, C> {
     fn reserve(&mut self, path: Path, len: usize) -> Option<&mut [u8]> {
+        self.latest = Some(path.socket());
+        if path.is_tcp() {
+            let index = self.connection(path)?;
+            self.reserved = Some(Reserved::Frame(index));
+            return self.connections.get_mut(index)?.reserve(len);
+        }
         let index = self.position(path.local)?;
-        self.reserved = Some((index, path.remote));
-        self.latest = index;
+        self.reserved = Some(Reserved::Datagram(index, path.remote));
         self.touch(index);
         self.list.get_mut(index)?.queue.room()?.get_mut(..len)
     }
 
     fn commit(&mut self, len: usize) {
-        if let Some((index, remote)) = self.reserved.take()
-            && let Some(link) = self.list.get_mut(index)
-        {
-            link.queue.push(len, remote);
+        match self.reserved.take() {
+            Some(Reserved::Datagram(index, remote)) => {
+                if let Some(link) = self.list.get_mut(index) {
+                    link.queue.push(len, remote);
+                }
+            }
+            Some(Reserved::Frame(index)) => {
+                if let Some(connection) = self.connections.get_mut(index) {
+                    connection.commit(len);
+                }
+            }
+            None => {}
         }
     }
 }
@@ -296,10 +425,7 @@ mod tests {
                     break;
                 };
                 room[..datagram.len()].copy_from_slice(datagram);
-                let path = Path {
-                    local: self.local,
-                    remote: GATEWAY.parse().unwrap(),
-                };
+                let path = Path::udp(self.local, GATEWAY.parse().unwrap());
                 batch.push(datagram.len(), path);
                 ready = Poll::Ready(Ok(()));
             }
@@ -328,7 +454,46 @@ mod tests {
         }
     }
 
-    fn links(count: u16) -> (Links<Fake>, Vec<Fake>) {
+    /// A connection whose other end is in `wire`: what was sent are pieces of a stream.
+    struct FakeStream(Fake);
+
+    impl Stream for FakeStream {
+        fn local(&self) -> SocketAddr {
+            self.0.local
+        }
+
+        fn poll_read(&self, _: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
+            let mut wire = self.0.wire.borrow_mut();
+            if let Some(error) = wire.error {
+                return Poll::Ready(Err(error.into()));
+            }
+            let Some(octets) = wire.inbox.pop_front() else {
+                return Poll::Pending;
+            };
+            room[..octets.len()].copy_from_slice(octets);
+            Poll::Ready(Ok(octets.len()))
+        }
+
+        fn write(&self, octets: &[u8]) -> io::Result<usize> {
+            let mut wire = self.0.wire.borrow_mut();
+            if let Some(error) = wire.error {
+                return Err(error.into());
+            }
+            let len = octets.len().min(wire.room);
+            if len == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            wire.room -= len;
+            wire.sent.push(octets[..len].to_vec());
+            Ok(len)
+        }
+
+        fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Socket::poll_writable(&self.0, cx)
+        }
+    }
+
+    fn links(count: u16) -> (Links<Fake, FakeStream>, Vec<Fake>) {
         let mut links = Links::new();
         let mut fakes = Vec::new();
         for number in 0..count {
@@ -341,15 +506,12 @@ mod tests {
 
     fn transmit(fake: &Fake, payload: &[u8]) -> Transmit {
         Transmit {
-            path: Path {
-                local: fake.local,
-                remote: GATEWAY.parse().unwrap(),
-            },
+            path: Path::udp(fake.local, GATEWAY.parse().unwrap()),
             payload: payload.into(),
         }
     }
 
-    fn poll(links: &mut Links<Fake>, batch: &mut Batch<Path>) -> bool {
+    fn poll(links: &mut Links<Fake, FakeStream>, batch: &mut Batch<Path>) -> bool {
         links
             .poll(&mut Context::from_waker(Waker::noop()), batch)
             .is_ready()
@@ -418,13 +580,13 @@ mod tests {
     fn what_is_queued_leaves_before_its_socket_is_closed() {
         let (mut links, fakes) = links(3);
         assert!(links.queue(&transmit(&fakes[1], b"bye")));
-        links.release(fakes[1].local);
+        links.release(Endpoint::udp(fakes[1].local));
         assert_eq!(fakes[1].sent(), [b"bye"]);
         assert!(!links.queue(&transmit(&fakes[1], b"late")));
         assert!(links.queue(&transmit(&fakes[2], b"hello")));
         links.flush();
         assert_eq!(fakes[2].sent(), [b"hello"]);
-        links.release(fakes[1].local); // again: nothing
+        links.release(Endpoint::udp(fakes[1].local)); // again: nothing
     }
 
     #[test]
@@ -478,5 +640,93 @@ mod tests {
             turns += 1;
         }
         assert!(turns <= 3, "heard in turn {turns}");
+    }
+
+    /// A connection beside a socket with the same address and port.
+    fn connection() -> (Links<Fake, FakeStream>, Fake, Fake, Path) {
+        let (mut links, fakes) = links(1);
+        let (fake, _) = Fake::new(0);
+        let path = links.connect(FakeStream(fake.clone()), GATEWAY.parse().unwrap());
+        assert_eq!(path, Path::tcp(fakes[0].local, GATEWAY.parse().unwrap()));
+        let [socket] = fakes.try_into().unwrap();
+        (links, socket, fake, path)
+    }
+
+    fn message(path: Path, payload: &[u8]) -> Transmit {
+        let payload = payload.into();
+        Transmit { path, payload }
+    }
+
+    #[test]
+    fn a_connection_begins_with_its_prefix_and_carries_frames() {
+        let (mut links, socket, fake, path) = connection();
+        assert!(links.queue(&message(path, b"hello")));
+        links.reserve(path, 100).unwrap()[..3].copy_from_slice(b"esp");
+        links.commit(3);
+        links.flush();
+        assert_eq!(fake.sent().concat(), b"IKETCP\0\x07hello\0\x05esp");
+        assert!(socket.sent().is_empty(), "a socket is not a connection");
+        fake.wire.borrow_mut().inbox = vec![&b"\0\x05on"[..], b"e\0\x03\xff\0", b"\x05two"].into();
+        let mut batch = Batch::new();
+        assert!(poll(&mut links, &mut batch));
+        let packets: Vec<_> = batch.packets().map(|(path, it)| (path, it.to_vec())).collect();
+        assert_eq!(packets, [(path, b"one".to_vec()), (path, b"two".to_vec())]);
+        assert!(links.take_closed().is_empty());
+    }
+
+    #[test]
+    fn a_connection_that_takes_nothing_drops_packets_and_keeps_messages() {
+        let (mut links, _, fake, path) = connection();
+        fake.wire.borrow_mut().room = 4;
+        let mut packets = 0;
+        while let Some(room) = links.reserve(path, 1400) {
+            room.fill(7);
+            links.commit(1400);
+            packets += 1;
+        }
+        assert!(packets > 64, "{packets}");
+        assert!(links.queue(&message(path, &[1; 3000])));
+        links.flush();
+        assert_eq!(fake.sent(), [b"IKET"]);
+        assert!(!links.has_room());
+        assert!(!poll(&mut links, &mut Batch::new()));
+        fake.wire.borrow_mut().room = usize::MAX;
+        assert!(poll(&mut links, &mut Batch::new()));
+        links.flush();
+        assert!(links.has_room());
+        let sent = fake.sent().concat();
+        assert_eq!(sent.len(), 6 + packets * 1402 + 3002);
+        assert!(sent.ends_with(&[1; 3000]));
+    }
+
+    #[test]
+    fn a_connection_that_ends_or_makes_no_sense_is_told_once() {
+        for octets in [Some(&b""[..]), Some(b"\0\x05one\0\x01"), None] {
+            let (mut links, _, fake, path) = connection();
+            match octets {
+                Some(octets) => fake.wire.borrow_mut().inbox = vec![octets].into(),
+                None => fake.wire.borrow_mut().error = Some(io::ErrorKind::ConnectionReset),
+            }
+            let mut batch = Batch::new();
+            assert!(poll(&mut links, &mut batch));
+            assert_eq!(links.take_closed(), [path.socket()], "{octets:?}");
+            assert!(links.take_closed().is_empty());
+            assert!(!links.queue(&message(path, b"late")));
+            assert!(links.reserve(path, 10).is_none());
+            assert!(!links.take_doubt(), "the way may be well");
+            let whole = octets.is_some_and(|octets| octets.len() > 4);
+            assert_eq!(batch.len(), usize::from(whole), "what was whole counts");
+        }
+    }
+
+    #[test]
+    fn what_is_queued_leaves_before_its_connection_is_closed_and_nobody_is_told() {
+        let (mut links, socket, fake, path) = connection();
+        assert!(links.queue(&message(path, b"bye")));
+        links.release(path.socket());
+        assert_eq!(fake.sent().concat(), b"IKETCP\0\x05bye");
+        assert!(links.take_closed().is_empty());
+        assert!(!links.queue(&message(path, b"late")));
+        assert!(links.queue(&transmit(&socket, b"still here")));
     }
 }

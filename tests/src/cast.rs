@@ -180,6 +180,7 @@ impl Cast {
             gateway: profile::Gateway {
                 host: Host::Address("192.0.2.1".parse().expect("an address")),
                 port: 500,
+                tcp_port: 4500,
                 identity: Identity::Fqdn(GATEWAY.into()),
                 send_idr: true,
                 anchors: Anchors {
@@ -229,6 +230,7 @@ impl Cast {
                 dns: DnsPolicy::Gateway,
                 domains: vec![],
                 mtu: None,
+                tcp_fallback: true,
             },
         }
     }

@@ -62,6 +62,12 @@ pub struct Machine {
     device: Option<usize>,
     ports: u16,
     inbox: VecDeque<(Path, Vec<u8>)>,
+    /// Nothing comes of UDP.
+    pub no_udp: bool,
+    /// The gateway takes no connections.
+    pub refuses_tcp: bool,
+    /// The open TCP connections, with the octets that the client has yet to read.
+    pub streams: BTreeMap<SocketAddr, VecDeque<u8>>,
     changes: VecDeque<Change>,
     /// How far the clock has run ahead of the runtime's.
     ahead: Duration,
@@ -116,6 +122,9 @@ impl FakeHost {
             device: None,
             ports: 40_000,
             inbox: VecDeque::new(),
+            no_udp: false,
+            refuses_tcp: false,
+            streams: BTreeMap::new(),
             changes: VecDeque::new(),
             ahead: Duration::ZERO,
             slept: Duration::ZERO,
@@ -171,6 +180,12 @@ impl FakeHost {
         self.deliver(sent);
     }
 
+    /// Every TCP connection is reset.
+    pub fn reset_connections(&self) {
+        self.machine().streams.clear();
+        self.notify();
+    }
+
     /// Gives the sockets room for this many datagrams more.
     pub fn make_room(&self, datagrams: usize) {
         self.machine().room = datagrams;
@@ -202,11 +217,14 @@ impl FakeHost {
 
     fn deliver(&self, sent: Vec<Outgoing>) {
         // As the gateway has them, the ends are the other way round.
-        let inbox = sent.into_iter().map(|(path, datagram)| {
-            let path = Path {
-                local: path.remote,
-                remote: path.local,
-            };
+        let (frames, datagrams): (Vec<_>, Vec<_>) = sent.into_iter().partition(|(path, _)| path.is_tcp());
+        for (path, octets) in frames {
+            if let Some(stream) = self.machine().streams.get_mut(&path.remote) {
+                stream.extend(octets);
+            }
+        }
+        let inbox = datagrams.into_iter().map(|(path, datagram)| {
+            let path = Path::udp(path.remote, path.local);
             (path, datagram)
         });
         self.machine().inbox.extend(inbox);
@@ -280,6 +298,7 @@ impl clock::Alarm for Alarm {
 impl Host for FakeHost {
     type Tun = Device;
     type Socket = Socket;
+    type Stream = Stream;
     type Changes = Changes;
 
     fn apply(&self, plan: Plan) -> impl Future<Output = Result<Applied<Device>, HostFault>> + 'static {
@@ -342,6 +361,33 @@ impl Host for FakeHost {
             reason: "Network is unreachable".to_owned(),
             permission: false,
         })
+    }
+
+    fn connect(
+        &self,
+        way: &Way,
+        remote: SocketAddr,
+    ) -> impl Future<Output = Result<Stream, HostFault>> + 'static {
+        let (host, source) = (self.clone(), way.source);
+        async move {
+            if host.machine().refuses_tcp {
+                return Err(HostFault {
+                    action: format!("open a TCP connection to {remote}"),
+                    reason: "Connection refused".to_owned(),
+                    permission: false,
+                });
+            }
+            let machine = &mut *host.machine();
+            let local = SocketAddr::new(source, machine.ports);
+            machine.ports += 1;
+            machine.gateway.opened(Path::tcp(remote, local));
+            machine.streams.insert(local, VecDeque::new());
+            Ok(Stream {
+                host: host.clone(),
+                local,
+                remote,
+            })
+        }
     }
 
     fn resolve(&self, name: String) -> impl Future<Output = Result<Vec<IpAddr>, HostFault>> + 'static {
@@ -440,14 +486,11 @@ impl host::Socket for Socket {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             machine.room -= 1;
-            machine.sent.push(Path {
-                local: self.local,
-                remote,
-            });
-            let path = Path {
-                local: remote,
-                remote: self.local,
-            };
+            machine.sent.push(Path::udp(self.local, remote));
+            let path = Path::udp(remote, self.local);
+            if machine.no_udp {
+                return Ok(());
+            }
             machine.gateway.handle(path, datagram, now)
         };
         self.host.deliver(answers);
@@ -461,6 +504,64 @@ impl host::Socket for Socket {
         }
         machine.waiting.push(cx.waker().clone());
         Poll::Pending
+    }
+}
+
+/// A TCP connection to the gateway.
+pub struct Stream {
+    host: FakeHost,
+    local: SocketAddr,
+    remote: SocketAddr,
+}
+
+impl host::Stream for Stream {
+    fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        let machine = &mut *self.host.machine();
+        let Some(octets) = machine.streams.get_mut(&self.local) else {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        };
+        if octets.is_empty() {
+            machine.waiting.push(cx.waker().clone());
+            return Poll::Pending;
+        }
+        // In pieces that are no frames.
+        let len = octets.len().min(room.len()).min(777);
+        for (slot, octet) in room.iter_mut().zip(octets.drain(..len)) {
+            *slot = octet;
+        }
+        Poll::Ready(Ok(len))
+    }
+
+    fn write(&self, octets: &[u8]) -> io::Result<usize> {
+        let now = self.host.now();
+        let path = Path::tcp(self.remote, self.local);
+        let len = octets.len().min(555);
+        let answers = {
+            let machine = &mut *self.host.machine();
+            if !machine.streams.contains_key(&self.local) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            machine.sent.push(Path::tcp(self.local, self.remote));
+            machine.gateway.handle_octets(path, &octets[..len], now)
+        };
+        self.host.deliver(answers);
+        Ok(len)
+    }
+
+    fn poll_writable(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let machine = &mut *self.host.machine();
+        machine.streams.remove(&self.local);
+        machine.gateway.closed(Path::tcp(self.remote, self.local));
     }
 }
 

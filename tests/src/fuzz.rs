@@ -29,7 +29,8 @@ use peregrine_core::timer::UnixTime;
 use peregrine_core::wire::iana::{ExchangeType, PayloadType};
 use peregrine_core::wire::{
     EspSpi, Flags, Header, IkeSpi, MAX_FRAGMENTS, MAX_REASSEMBLED, Message, OpenError, Payload, Reassembly,
-    StreamReader, StreamWriter, TrafficSelector, VERSION, decode_payloads, encode_message, encode_payloads, open_sealed, seal_fragments,
+    StreamReader, StreamWriter, TrafficSelector, VERSION, decode_payloads, encode_message, encode_payloads,
+    open_sealed, seal_fragments,
 };
 
 pub use client::client;
@@ -40,7 +41,7 @@ pub use tunnel::tunnel;
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("certificate", certificate),
     ("client", client),
     ("eap", eap),

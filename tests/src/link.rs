@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use peregrine_core::command::Path;
+use peregrine_core::command::{Path, Transport};
 use peregrine_core::rng::Rng;
 use peregrine_core::timer::Instant;
 use peregrine_core::wire::Header;
@@ -77,6 +77,10 @@ pub struct Interface {
     pub mtu: Option<u16>,
     /// It is up, but nothing gets through.
     pub is_dead: bool,
+    /// UDP does not get through.
+    pub no_udp: bool,
+    /// TCP does not get through.
+    pub no_tcp: bool,
 }
 
 impl Interface {
@@ -94,6 +98,8 @@ impl Interface {
             nat: None,
             mtu: Some(1500),
             is_dead: false,
+            no_udp: false,
+            no_tcp: false,
         };
         for address in addresses {
             match address.parse().expect("an address") {
@@ -115,6 +121,12 @@ impl Interface {
             nat: Some(nat.parse().expect("an address")),
             ..self
         }
+    }
+
+    /// The same without UDP.
+    #[must_use]
+    pub fn without_udp(self) -> Self {
+        Self { no_udp: true, ..self }
     }
 
     fn has(&self, address: IpAddr) -> bool {
@@ -161,6 +173,8 @@ pub struct Link {
     pub blocked_ports: Vec<u16>,
     /// Nothing gets through to or from these addresses of the gateway.
     pub blocked: Vec<IpAddr>,
+    /// The gateway refuses TCP connections.
+    pub refuses_tcp: bool,
     mappings: Vec<Mapping>,
 }
 
@@ -189,6 +203,7 @@ impl Link {
             rules: Vec::new(),
             blocked_ports: Vec::new(),
             blocked: Vec::new(),
+            refuses_tcp: false,
             mappings: Vec::new(),
         }
     }
@@ -212,6 +227,35 @@ impl Link {
             None => {}
         }
         delays
+    }
+
+    /// When octets of a TCP stream arrive, where a lost segment costs `repeated`.
+    pub fn segment_delay(&mut self, repeated: Duration) -> Duration {
+        let mut delay = self.delay();
+        while self.rng.below(1000) < self.loss {
+            delay += repeated;
+        }
+        delay
+    }
+
+    /// Whether segments of a connection of the client's get through at present.
+    #[must_use]
+    pub fn lets_tcp_through(&self, path: Path) -> bool {
+        let home = self.interface_of(path.local.ip());
+        home.is_some_and(|interface| !interface.is_dead && !interface.no_tcp)
+            && !self.blocked.contains(&path.remote.ip())
+    }
+
+    fn interface_of(&self, address: IpAddr) -> Option<&Interface> {
+        self.interfaces.iter().find(|interface| interface.has(address))
+    }
+
+    fn is_open(&self, address: IpAddr, transport: Transport) -> bool {
+        self.interface_of(address)
+            .is_some_and(|interface| match transport {
+                Transport::Udp => !interface.no_udp,
+                Transport::Tcp => !interface.no_tcp,
+            })
     }
 
     fn delay(&mut self) -> Duration {
@@ -269,7 +313,8 @@ impl Link {
 
     /// The client's path as the gateway sees it; none when the datagram gets nowhere.
     pub fn up(&mut self, path: Path, now: Instant) -> Option<Path> {
-        if !self.is_here(path.local.ip()) || self.blocked.contains(&path.remote.ip()) {
+        let is_open = self.is_open(path.local.ip(), path.transport);
+        if !is_open || !self.is_here(path.local.ip()) || self.blocked.contains(&path.remote.ip()) {
             return None;
         }
         let client = match self.nat_of(path.local.ip()) {
@@ -279,6 +324,7 @@ impl Link {
         Some(Path {
             local: path.remote,
             remote: client,
+            transport: path.transport,
         })
     }
 
@@ -333,9 +379,11 @@ impl Link {
             None if self.nat_of(path.remote.ip()).is_none() => path.remote,
             None => return None,
         };
-        self.is_here(client.ip()).then_some(Path {
+        let is_open = self.is_here(client.ip()) && self.is_open(client.ip(), path.transport);
+        is_open.then_some(Path {
             local: client,
             remote: path.local,
+            transport: path.transport,
         })
     }
 
@@ -346,6 +394,7 @@ impl Link {
         Path {
             local: mapped.map_or(path.remote, |mapping| mapping.inner),
             remote: path.local,
+            transport: path.transport,
         }
     }
 
@@ -366,10 +415,7 @@ mod tests {
     use super::*;
 
     fn path(local: &str, remote: &str) -> Path {
-        Path {
-            local: local.parse().expect("an end"),
-            remote: remote.parse().expect("an end"),
-        }
+        Path::udp(local.parse().expect("an end"), remote.parse().expect("an end"))
     }
 
     fn at(seconds: u64) -> Instant {
@@ -402,10 +448,7 @@ mod tests {
         assert_eq!(first.ip().to_string(), "198.51.100.7");
         assert_eq!(seen(&mut link, 29), first);
         let back = |link: &mut Link, to: SocketAddr, now| {
-            let path = Path {
-                local: GATEWAY.parse().expect("an end"),
-                remote: to,
-            };
+            let path = Path::udp(GATEWAY.parse().expect("an end"), to);
             link.down(path, at(now)).map(|path| path.local.to_string())
         };
         assert_eq!(back(&mut link, first, 58).as_deref(), Some(HOME));

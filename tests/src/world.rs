@@ -1,5 +1,7 @@
 //! One client, one gateway, the network between them, and a clock that jumps to whatever happens next.
 
+mod connections;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +10,7 @@ use std::time::Duration;
 use peregrine_core::client::Client;
 use peregrine_core::command::{
     Answer, Ask, Bound, Command, Event, Failure, Fetch, Happening, HostFault, Path, Prompt, PromptId,
-    RekeyKind, Sink, State, Status,
+    RekeyKind, Sink, State, Status, Transport,
 };
 use peregrine_core::crypto::Secret;
 use peregrine_core::plan::Plan;
@@ -18,6 +20,8 @@ use peregrine_core::wire::{EspSpi, IkeSpi};
 
 use crate::gateway::{Gateway, SaSet};
 use crate::link::{Interface, Link, Way};
+
+use connections::{Connection, Happens};
 
 /// The wall-clock time at which every world begins: 2026-11-21T00:00:00Z.
 pub const BEGINNING: UnixTime = UnixTime(Duration::from_secs(1_795_219_200));
@@ -62,6 +66,12 @@ pub struct World {
     timeouts: (Instant, u32),
     queue: BinaryHeap<Reverse<(Instant, u64, Delivery)>>,
     serial: u64,
+    connections: Vec<Connection>,
+    tcp_port: u16,
+    /// After so many octets more this way the connection that carries them is reset.
+    pub cut: Option<(Way, usize)>,
+    /// How many octets TCP connections have carried.
+    pub octets_carried: usize,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +80,7 @@ enum Delivery {
     ToClient(Path, Vec<u8>),
     /// What this fetch, by its place among all, was for.
     Fetched(usize),
+    Tcp(u64, Happens),
 }
 
 /// How long fetching takes, and what comes of it.
@@ -126,6 +137,10 @@ impl World {
             timeouts: (now, 0),
             queue: BinaryHeap::new(),
             serial: 0,
+            connections: Vec::new(),
+            tcp_port: connections::FIRST_PORT,
+            cut: None,
+            octets_carried: 0,
         }
     }
 
@@ -210,20 +225,27 @@ impl World {
     /// The NATs forget the client, and nobody says so: it appears from another port, and the old one leads nowhere.
     pub fn rebind_nat(&mut self) {
         self.link.forget_mappings();
+        self.stick_connections();
     }
 
-    /// The machine sleeps: its clock goes on, and nothing else. What is sent to it meanwhile is lost.
+    /// The machine sleeps: its clock goes on, and nothing else. What is sent to it meanwhile is lost, and connections do
+    /// not survive it.
     ///
     /// # Panics
     ///
     /// If the gateway does not come to rest.
     pub fn sleep(&mut self, span: Duration) {
         let end = self.now + span;
+        self.stick_connections();
+        let mut heard_later = Vec::new();
         for _ in 0..1_000_000 {
             let arrival = self.queue.peek().map(|Reverse((due, ..))| *due);
             let next = [arrival, self.gateway.poll_timeout()];
             let Some(next) = next.into_iter().flatten().min().filter(|next| *next <= end) else {
                 self.now = end;
+                for (id, what) in heard_later {
+                    self.enqueue(Duration::ZERO, Delivery::Tcp(id, what));
+                }
                 self.tell_network();
                 return;
             };
@@ -231,9 +253,22 @@ impl World {
             if arrival != Some(next) {
                 let sent = self.gateway.handle_timeout(self.now);
                 self.carry_down(sent);
-            } else if let Some(Reverse((_, _, Delivery::ToGateway(path, datagram)))) = self.queue.pop() {
-                let answers = self.gateway.handle(path, &datagram, self.now);
-                self.carry_down(answers);
+                continue;
+            }
+            match self.queue.pop() {
+                Some(Reverse((_, _, Delivery::ToGateway(path, datagram)))) => {
+                    let answers = self.gateway.handle(path, &datagram, self.now);
+                    self.carry_down(answers);
+                }
+                Some(Reverse((
+                    _,
+                    _,
+                    Delivery::Tcp(id, what @ (Happens::Octets(true, _) | Happens::Finished)),
+                ))) => {
+                    self.happens(id, what);
+                }
+                Some(Reverse((_, _, Delivery::Tcp(id, what)))) => heard_later.push((id, what)),
+                Some(_) | None => {}
             }
         }
         panic!(
@@ -366,6 +401,7 @@ impl World {
             }
             // Whatever comes to an address that the machine has left is lost.
             Delivery::ToClient(path, _) if !self.link.is_here(path.local.ip()) => {}
+            Delivery::Tcp(id, what) => self.happens(id, what),
             Delivery::ToClient(path, mut datagram) => {
                 if let Some(packet) = self.client.handle_datagram(path, &mut datagram, self.now) {
                     self.received.push(packet.to_vec());
@@ -393,7 +429,7 @@ impl World {
                 self.statuses.push((self.now, *status));
                 return;
             }
-            Event::Release(_) => return,
+            Event::Release(socket) => return self.close_connection(socket),
             Event::Happened(happening) => {
                 self.happenings.push((self.now, *happening));
                 return;
@@ -407,7 +443,6 @@ impl World {
                 result: Ok(self.names.get(&name).cloned().unwrap_or_default()),
                 name,
             },
-            Event::Ask(Ask::Bind(remote)) => Answer::Bound(remote, self.bind(remote)),
             Event::Ask(Ask::Fetch(fetch)) => {
                 if let Some((takes, _)) = self.pages.get(&fetch.url.to_string()) {
                     self.enqueue(*takes, Delivery::Fetched(self.fetched.len()));
@@ -415,6 +450,13 @@ impl World {
                 self.fetched.push((self.now, fetch));
                 return;
             }
+            Event::Ask(Ask::Bind(remote)) if remote.transport == Transport::Tcp => {
+                match self.open_connection(remote) {
+                    Some(answer) => answer,
+                    None => return,
+                }
+            }
+            Event::Ask(Ask::Bind(remote)) => Answer::Bound(remote, self.bind(remote.address)),
             Event::Ask(Ask::Prompt(prompt)) => {
                 let id = prompt.id;
                 self.prompts.push((self.now, prompt));
@@ -438,7 +480,7 @@ impl World {
             });
         };
         Ok(Bound {
-            path: Path { local, remote },
+            path: Path::udp(local, remote),
             mtu: interface.mtu,
             interface: Some(interface.name.clone()),
         })
@@ -446,6 +488,9 @@ impl World {
 
     fn carry_up(&mut self, path: Path, datagram: Vec<u8>) {
         self.sent.push((self.now, path, datagram.clone()));
+        if path.is_tcp() {
+            return self.carry_frame(path, &datagram);
+        }
         let Some(seen) = self.link.up(path, self.now) else {
             return;
         };
@@ -458,6 +503,10 @@ impl World {
 
     fn carry_down(&mut self, datagrams: Vec<(Path, Vec<u8>)>) {
         for (path, datagram) in datagrams {
+            if path.is_tcp() {
+                self.carry_stream(path, datagram);
+                continue;
+            }
             let Some(seen) = self.link.down(path, self.now) else {
                 continue;
             };

@@ -604,3 +604,46 @@ fn errors_of_a_socket_are_a_hint_once_a_second_and_end_nothing() {
         assert_eq!(scene.end().await, Ok(()));
     });
 }
+
+#[test]
+fn where_udp_is_blocked_tcp_carries_it_through_a_reset_and_ends_with_it() {
+    scene(async {
+        let mut scene = Scene::with(|host| host.machine().no_udp = true);
+        scene.connect_and_wait().await;
+        let transport = || scene.status().path.map(|path| path.transport);
+        assert_eq!(transport(), Some("tcp"));
+        assert!(scene.carries().await);
+        for _ in 0..3 {
+            scene.host.reset_connections();
+            assert!(scene.host.until(|machine| machine.streams.len() == 1).await);
+            assert!(scene.carries().await);
+        }
+        // Back to UDP when that gets through.
+        scene.host.machine().no_udp = false;
+        scene.host.change(Change::Networks);
+        assert!(scene.host.until(|_| transport() == Some("udp")).await);
+        assert!(scene.carries().await);
+        assert!(
+            scene.host.until(|machine| machine.streams.is_empty()).await,
+            "nobody needs it"
+        );
+        assert_eq!(scene.end().await, Ok(()));
+        assert_eq!(scene.host.machine().gateway.sas(), 0, "the gateway was told");
+        assert_eq!(scene.host.sockets(), 0);
+    });
+}
+
+#[test]
+fn a_gateway_that_refuses_tcp_is_told_of() {
+    scene(async {
+        let scene = Scene::with(|host| {
+            let mut machine = host.machine();
+            machine.no_udp = true;
+            machine.refuses_tcp = true;
+        });
+        scene.connect().await;
+        assert!(scene.host.until(|_| scene.status().failure.is_some()).await);
+        let failure = scene.status().failure.unwrap();
+        assert_eq!(failure.cause, Cause::NoAnswerOverTcp("Connection refused".into()));
+    });
+}

@@ -1,15 +1,20 @@
 //! One attempt to get an IKE SA with its child: look up the name, race the addresses, negotiate.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::race::{Race, Winner};
-use crate::command::{Answer, Ask, Bound, Cause, Event, Failure, HostFault, Path, PromptId, Redirect, Stage};
+use crate::command::{
+    Answer, Ask, Bound, Cause, Endpoint, Event, Failure, HostFault, Path, PromptId, Redirect, Stage,
+};
 use crate::crypto::Secret;
 use crate::ike::{Cx, IkeSa, News, SaConfig};
 use crate::profile::Host;
 use crate::timer::{Instant, Timer};
+
+/// So often a connection that is lost while the SA is negotiated is opened anew.
+const MAX_RECONNECTS: u8 = 5;
 
 /// An attempt under way.
 pub(super) struct Attempt {
@@ -20,7 +25,9 @@ pub(super) struct Attempt {
     /// How far it has come.
     stage: Stage,
     /// The way to this address is asked for again, to see whether it is still the one in use.
-    checking: Option<SocketAddr>,
+    checking: Option<Endpoint>,
+    /// How often the TCP connection was opened anew.
+    reconnects: u8,
     /// Questions about the name whose answers do not count any more: each gets one, in its own time.
     outdated: u32,
     /// What is negotiated began with a ticket.
@@ -52,6 +59,7 @@ impl Attempt {
             progress: Progress::Over,
             stage: Stage::Resolve,
             checking: None,
+            reconnects: 0,
             outdated: 0,
             resuming: false,
         };
@@ -114,8 +122,10 @@ impl Attempt {
             }
             Progress::Racing(_) => self.begin(events, cx.now),
             Progress::Negotiating { bound, .. } => {
-                self.checking = Some(bound.path.remote);
-                events.push_back(Event::Ask(Ask::Bind(bound.path.remote)));
+                // Datagrams go the same way as a connection does, and cost nothing to ask about.
+                let remote = Endpoint::udp(bound.path.remote);
+                self.checking = Some(remote);
+                events.push_back(Event::Ask(Ask::Bind(remote)));
             }
             Progress::Over => {}
         }
@@ -156,9 +166,10 @@ impl Attempt {
                 if self.checking == Some(*remote) =>
             {
                 self.checking = None;
-                let stays = result
-                    .as_ref()
-                    .is_ok_and(|way| way.path.local == bound.path.local);
+                let stays = result.as_ref().is_ok_and(|way| {
+                    let same_port = bound.path.is_tcp() || way.path.local == bound.path.local;
+                    way.path.local.ip() == bound.path.local.ip() && same_port
+                });
                 if !stays {
                     self.restart(events, cx);
                 }
@@ -168,7 +179,50 @@ impl Attempt {
                 sa.fetched(*id, result, cx);
                 true
             }
+            (Progress::Negotiating { sa, bound }, Answer::Bound(remote, result))
+                if *remote == bound.path.gateway() && self.reconnects > 0 =>
+            {
+                match result {
+                    Ok(new) => {
+                        *bound = new.clone();
+                        sa.reconnect(new.path, cx);
+                    }
+                    Err(_) => cx.news.push_back(News::Failed(Failure {
+                        stage: self.stage,
+                        cause: Cause::WentSilent,
+                    })),
+                }
+                true
+            }
             _ => false,
+        }
+    }
+
+    /// A TCP connection is gone. The SA that is being made on it is not (RFC 9329, section 6.1).
+    pub(super) fn closed(&mut self, socket: Endpoint, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        match &mut self.progress {
+            Progress::Racing(race) => race.closed(socket, events),
+            Progress::Negotiating { bound, .. } if bound.path.socket() == socket => {
+                self.reconnects += 1;
+                if self.reconnects > MAX_RECONNECTS {
+                    cx.news.push_back(News::Failed(Failure {
+                        stage: self.stage,
+                        cause: Cause::WentSilent,
+                    }));
+                } else {
+                    events.push_back(Event::Ask(Ask::Bind(bound.path.gateway())));
+                }
+            }
+            Progress::Resolving(_) | Progress::Negotiating { .. } | Progress::Over => {}
+        }
+    }
+
+    /// Whether it needs this connection.
+    pub(super) fn uses(&self, socket: Endpoint) -> bool {
+        match &self.progress {
+            Progress::Racing(race) => race.uses(socket),
+            Progress::Negotiating { bound, .. } => bound.path.socket() == socket,
+            Progress::Resolving(_) | Progress::Over => false,
         }
     }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::attempt::{Attempt, Ready};
 use super::up::{Parts, Up, new_or_resumed};
 use super::{Client, Phase, back_off};
-use crate::command::{Answer, Bound, Cause, Event, Failure, Path, PromptId, Reconnect, Why};
+use crate::command::{
+    Answer, Bound, Cause, Endpoint, Event, Failure, Path, PromptId, Reconnect, Transport, Why,
+};
 use crate::crypto::Secret;
 use crate::eap::EapError;
 use crate::ike::{Cx, IkeSa, News, SaConfig, Ticket};
@@ -69,7 +71,9 @@ impl Lost {
             behind,
         } = up.into_parts();
         // Nothing is expected any more on the ways that were left.
-        let left = left.into_iter().filter(|local| *local != bound.path.local);
+        let left = left
+            .into_iter()
+            .filter(|socket| *socket != bound.path.socket() && socket.transport == Transport::Udp);
         events.extend(left.map(Event::Release));
         let why = match &failure.cause {
             _ if is_offline => Why::Offline,
@@ -156,6 +160,13 @@ impl Lost {
         }
     }
 
+    pub(super) fn closed(&mut self, socket: Endpoint, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.closed(socket, events, cx);
+            self.news.append(cx.news);
+        }
+    }
+
     pub(super) fn reply(&mut self, id: PromptId, answer: Option<&Secret>, cx: &mut Cx<'_>) {
         if let Some(attempt) = &mut self.attempt {
             attempt.reply(id, answer, cx);
@@ -229,14 +240,17 @@ impl Client {
         let (from, to) = (lost.bound.path, up.bound.path);
         let resumed = up.sa.is_resumed();
         if let Some(mut behind) = lost.behind.filter(|_| !resumed) {
-            if let Some(old) = behind.established_mut() {
+            if let Some(old) = behind
+                .established_mut()
+                .filter(|_| !from.is_tcp() && !to.is_tcp())
+            {
                 old.set_path(to);
             }
             self.end(behind, now);
         }
         up.was_up();
-        if from.local != to.local {
-            self.io.events.push_back(Event::Release(from.local));
+        if from.socket() != to.socket() && !from.is_tcp() {
+            self.io.events.push_back(Event::Release(from.socket()));
         }
         if up.tunnel == lost.tunnel {
             up.applied = true;

@@ -7,6 +7,7 @@ mod attempt;
 mod lost;
 mod race;
 mod status;
+mod switch;
 mod up;
 
 use std::collections::VecDeque;
@@ -17,7 +18,8 @@ use self::attempt::{Attempt, Ready};
 use self::lost::Lost;
 use self::up::Up;
 use crate::command::{
-    Answer, Cause, Command, Event, Failure, HostFault, Path, PromptId, Sink, Stage, Traffic, Transmit,
+    Answer, Cause, Command, Endpoint, Event, Failure, HostFault, Path, PromptId, Sink, Stage, Traffic,
+    Transmit,
 };
 use crate::crypto::Secret;
 use crate::esp::Discard;
@@ -39,6 +41,8 @@ pub struct Client {
     phase: Phase,
     /// SAs that others have replaced, until they are deleted; they still take what is on its way.
     retired: Vec<IkeSa>,
+    /// Our ends of the TCP connections that are open.
+    connections: Vec<Endpoint>,
     /// What the status says besides the phase.
     shown: Shown,
 }
@@ -131,6 +135,7 @@ impl Client {
             io,
             phase: Phase::Idle,
             retired: Vec::new(),
+            connections: Vec::new(),
             shown: Shown::default(),
         }
     }
@@ -189,6 +194,11 @@ impl Client {
             Answer::Applied(result) => self.applied(result, now),
             Answer::Reply(id, answer) => self.reply(id, answer.as_ref(), now),
             answer => {
+                if let Answer::Bound(_, Ok(bound)) = &answer
+                    && bound.path.is_tcp()
+                {
+                    self.connections.push(bound.path.socket());
+                }
                 let (mut cx, events) = self.io.split(now);
                 match &mut self.phase {
                     Phase::Connecting(attempt) => {
@@ -216,6 +226,44 @@ impl Client {
         self.settle(now);
     }
 
+    /// The TCP connection with this end of ours has ended, for whatever reason but [`Event::Release`].
+    pub fn handle_closed(&mut self, socket: Endpoint, now: Instant) {
+        self.connections.retain(|open| *open != socket);
+        let (mut cx, events) = self.io.split(now);
+        match &mut self.phase {
+            Phase::Connecting(attempt) => attempt.closed(socket, events, &mut cx),
+            Phase::Up(up) => up.closed(socket, events, &mut cx),
+            Phase::Lost(lost) => lost.closed(socket, events, &mut cx),
+            // Our Delete was on its way, and nothing more can come.
+            Phase::Leaving(leaving) => leaving.sa = leaving.sa.take().filter(|sa| !sa.uses(socket)),
+            Phase::Idle => {}
+        }
+        self.settle(now);
+    }
+
+    /// Closes TCP connections that nobody needs any more (RFC 9329, sections 6.1 and 7.1).
+    fn release_connections(&mut self) {
+        if self.connections.is_empty() {
+            return;
+        }
+        let (phase, retired, events) = (&self.phase, &self.retired, &mut self.io.events);
+        self.connections.retain(|socket| {
+            let socket = *socket;
+            let is_used = retired.iter().any(|sa| sa.uses(socket))
+                || match phase {
+                    Phase::Idle => false,
+                    Phase::Connecting(attempt) => attempt.uses(socket),
+                    Phase::Up(up) => up.uses(socket),
+                    Phase::Lost(lost) => lost.attempt.as_ref().is_some_and(|it| it.uses(socket)),
+                    Phase::Leaving(leaving) => leaving.sa.as_ref().is_some_and(|sa| sa.uses(socket)),
+                };
+            if !is_used {
+                events.push_back(Event::Release(socket));
+            }
+            is_used
+        });
+    }
+
     /// The instant of [`Client::poll_timeout`] has come. Early or late calls do no harm.
     pub fn handle_timeout(&mut self, now: Instant) {
         let (mut cx, events) = self.io.split(now);
@@ -235,9 +283,10 @@ impl Client {
             sa.handle_timeout(&mut self.io.cx(now));
         }
         self.forget_retired();
+        self.release_connections();
     }
 
-    /// A UDP payload from the gateway's side. The inner packet that it carried, if it was a good ESP packet, decrypted
+    /// A UDP payload from the gateway's side, or the content of a frame of a TCP connection. The inner packet that it carried, if it was a good ESP packet, decrypted
     /// in place.
     pub fn handle_datagram<'d>(
         &mut self,
@@ -245,7 +294,7 @@ impl Client {
         datagram: &'d mut [u8],
         now: Instant,
     ) -> Option<&'d mut [u8]> {
-        if path.remote.port() == IKE_PORT {
+        if path.remote.port() == IKE_PORT && !path.is_tcp() {
             self.handle_ike(path, datagram, now);
             return None;
         }
@@ -326,6 +375,7 @@ impl Client {
             sa.handle_message(path, message, &mut cx);
             cx.news.clear();
             self.forget_retired();
+            self.release_connections();
             return;
         }
         match &mut self.phase {
@@ -446,6 +496,7 @@ impl Client {
             }
         }
         self.finish_leaving(now);
+        self.release_connections();
     }
 
     fn settle_connecting(&mut self, mut attempt: Box<Attempt>, now: Instant) {

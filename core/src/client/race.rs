@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::command::{Ask, Bound, Cause, Event, Failure, HostFault, Path, Stage};
+use crate::command::{Ask, Bound, Cause, Endpoint, Event, Failure, HostFault, Path, Stage, Transport};
 use crate::ike::{Cx, IKE_PORT, IkeSa, NAT_T_PORT, News, RESUME_PATIENCE, SaConfig, Ticket};
 use crate::timer::{Instant, Timer};
 
@@ -13,6 +13,13 @@ use crate::timer::{Instant, Timer};
 const HEAD_START: Duration = Duration::from_millis(250);
 /// When port 500 has been silent this long, port 4500 is tried beside it: some networks block only the first.
 const OTHER_PORT: Duration = Duration::from_millis(1500);
+/// When UDP has been silent this long, TCP is tried beside it (RFC 9329, section 5.1): the first request has been sent
+/// three times by then.
+const OTHER_TRANSPORT: Duration = Duration::from_secs(3);
+/// A host that does not say within this time whether there is a socket, or a connection, never will.
+const BINDING_PATIENCE: Duration = Duration::from_secs(12);
+/// So often a connection that the gateway's side closes is opened anew while nothing has come of it.
+const MAX_RECONNECTS: u8 = 2;
 /// More addresses than these are not tried.
 const MAX_ADDRESSES: usize = 8;
 /// Once one address refused, the others have this long to do better.
@@ -28,17 +35,25 @@ pub(super) struct Race {
 }
 
 struct Candidate {
-    remote: SocketAddr,
+    remote: Endpoint,
     /// The ticket to present there.
     ticket: Option<Arc<Ticket>>,
     due: Instant,
     progress: Progress,
+    /// How often its connection was opened anew.
+    reconnects: u8,
 }
 
 enum Progress {
     Waiting,
-    Binding,
-    Running { sa: IkeSa, bound: Bound },
+    /// Since when.
+    Binding(Instant),
+    Running {
+        sa: IkeSa,
+        bound: Bound,
+    },
+    /// Its connection is gone, and another one is asked for.
+    Reconnecting(IkeSa),
     Failed(Failure),
 }
 
@@ -58,22 +73,24 @@ impl Race {
         {
             candidates.push(Candidate {
                 ticket: Some(Arc::clone(ticket)),
-                ..Candidate::new(*home, port, now)
+                ..Candidate::new(Endpoint::udp(SocketAddr::new(*home, port)), now)
             });
             held_until = Some(now + RESUME_PATIENCE);
         }
         let begin = held_until.unwrap_or(now);
-        let mut delay = Duration::ZERO;
-        for address in &ordered {
-            candidates.push(Candidate::new(*address, port, begin + delay));
-            delay += HEAD_START;
-        }
-        if port == IKE_PORT {
-            let mut delay = OTHER_PORT;
+        let mut add = |of: fn(SocketAddr) -> Endpoint, port: u16, mut delay: Duration| {
             for address in &ordered {
-                candidates.push(Candidate::new(*address, NAT_T_PORT, begin + delay));
+                let remote = of(SocketAddr::new(*address, port));
+                candidates.push(Candidate::new(remote, begin + delay));
                 delay += HEAD_START;
             }
+        };
+        add(Endpoint::udp, port, Duration::ZERO);
+        if port == IKE_PORT {
+            add(Endpoint::udp, NAT_T_PORT, OTHER_PORT);
+        }
+        if config.profile.network.tcp_fallback {
+            add(Endpoint::tcp, config.profile.gateway.tcp_port, OTHER_TRANSPORT);
         }
         Self {
             config,
@@ -92,7 +109,9 @@ impl Race {
                 Progress::Waiting if self.held_until.is_some() && candidate.ticket.is_none() => None,
                 Progress::Waiting => Some((candidate.due, Timer::NextCandidate)),
                 Progress::Running { sa, .. } => sa.poll_timeout(),
-                Progress::Binding | Progress::Failed(_) => None,
+                Progress::Binding(since) => Some((*since + BINDING_PATIENCE, Timer::NextCandidate)),
+                Progress::Reconnecting(sa) => sa.poll_timeout(),
+                Progress::Failed(_) => None,
             });
         candidates
             .chain(self.refused.iter().map(|(_, until)| (*until, Timer::Refused)))
@@ -136,7 +155,7 @@ impl Race {
             let reached = self
                 .candidates
                 .iter()
-                .any(|other| other.remote.ip() == remote.ip() && other.is_refused());
+                .any(|other| other.remote.address.ip() == remote.address.ip() && other.is_refused());
             let Some(candidate) = self.candidates.get_mut(index) else {
                 break;
             };
@@ -148,7 +167,7 @@ impl Race {
                 });
                 continue;
             }
-            candidate.progress = Progress::Binding;
+            candidate.progress = Progress::Binding(now);
             events.push_back(Event::Ask(Ask::Bind(remote)));
         }
     }
@@ -156,21 +175,37 @@ impl Race {
     /// A socket is there, or cannot be had. Whether it was waited for, and whether IKE_SA_INIT was sent.
     pub(super) fn bound(
         &mut self,
-        remote: SocketAddr,
+        remote: Endpoint,
         result: Result<Bound, HostFault>,
         cx: &mut Cx<'_>,
     ) -> (bool, bool) {
         let waiting = |candidate: &&mut Candidate| {
-            candidate.remote == remote && matches!(candidate.progress, Progress::Binding)
+            candidate.remote == remote
+                && matches!(
+                    candidate.progress,
+                    Progress::Binding(_) | Progress::Reconnecting(_)
+                )
         };
         let Some(candidate) = self.candidates.iter_mut().find(waiting) else {
             return (false, false);
         };
+        if let Progress::Reconnecting(sa) = &mut candidate.progress {
+            let mut sa = std::mem::replace(sa, IkeSa::gone());
+            candidate.progress = match result {
+                Ok(bound) => {
+                    sa.reconnect(bound.path, cx);
+                    Progress::Running { sa, bound }
+                }
+                Err(fault) => Progress::Failed(no_connection(fault.reason)),
+            };
+            return (true, false);
+        }
         let started = match result {
             Ok(bound) => {
                 let ticket = candidate.ticket.clone();
                 IkeSa::start(Arc::clone(&self.config), ticket, bound.path, cx).map(|sa| (sa, bound))
             }
+            Err(fault) if remote.transport == Transport::Tcp => Err(no_connection(fault.reason)),
             Err(fault) => Err(Failure {
                 stage: Stage::Reach,
                 cause: Cause::NoRoute(fault),
@@ -182,6 +217,29 @@ impl Race {
             Err(failure) => Progress::Failed(failure),
         };
         (true, sent)
+    }
+
+    /// A connection is gone. What was asked on it is asked again on another one, a few times.
+    pub(super) fn closed(&mut self, socket: Endpoint, events: &mut VecDeque<Event>) {
+        let is_it = |candidate: &&mut Candidate| matches!(&candidate.progress, Progress::Running { bound, .. } if bound.path.socket() == socket);
+        let Some(candidate) = self.candidates.iter_mut().find(is_it) else {
+            return;
+        };
+        let gone = Progress::Failed(no_connection("it closes the connection".into()));
+        if let Progress::Running { sa, .. } = std::mem::replace(&mut candidate.progress, gone)
+            && candidate.reconnects < MAX_RECONNECTS
+        {
+            candidate.reconnects += 1;
+            candidate.progress = Progress::Reconnecting(sa);
+            events.push_back(Event::Ask(Ask::Bind(candidate.remote)));
+        }
+    }
+
+    /// Whether it needs this connection.
+    pub(super) fn uses(&self, socket: Endpoint) -> bool {
+        self.candidates.iter().any(|candidate| {
+            matches!(&candidate.progress, Progress::Running { bound, .. } if bound.path.socket() == socket)
+        })
     }
 
     /// Takes an IKE message if it is for one of its SAs.
@@ -200,7 +258,10 @@ impl Race {
 
     pub(super) fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
         for candidate in &mut self.candidates {
-            if let Progress::Running { sa, .. } = &mut candidate.progress {
+            if matches!(candidate.progress, Progress::Binding(since) if cx.now >= since + BINDING_PATIENCE) {
+                candidate.progress = Progress::Failed(no_connection("it does not answer".into()));
+            }
+            if let Progress::Running { sa, .. } | Progress::Reconnecting(sa) = &mut candidate.progress {
                 if sa.poll_timeout().is_some_and(|(due, _)| cx.now >= due) {
                     sa.handle_timeout(cx);
                 }
@@ -243,12 +304,16 @@ impl Race {
                 .candidates
                 .iter()
                 .filter_map(|candidate| match &candidate.progress {
-                    Progress::Failed(failure) if failure.stage != Stage::Reach => Some(failure),
+                    Progress::Failed(failure) if failure.stage != Stage::Reach => {
+                        Some((failure, candidate.remote.transport))
+                    }
                     _ => None,
                 });
-            self.refused = refusals.max_by_key(|failure| failure.stage).map(|failure| {
-                // Past IKE_SA_INIT it is our own credentials that do not serve: no other address changes that.
-                let patience = if failure.stage > Stage::IkeSaInit {
+            let refusal = refusals.max_by_key(|(failure, transport)| (failure.stage, *transport));
+            self.refused = refusal.map(|(failure, transport)| {
+                // Past IKE_SA_INIT it is our own credentials that do not serve: no other address changes that. Over TCP a
+                // refusal is the gateway's own (RFC 9329, section 6.4), and UDP has been silent all the time.
+                let patience = if failure.stage > Stage::IkeSaInit || transport == Transport::Tcp {
                     Duration::ZERO
                 } else {
                     REFUSAL_STANDS
@@ -274,10 +339,17 @@ impl Race {
             .iter()
             .filter_map(|candidate| match &candidate.progress {
                 Progress::Failed(failure) => Some(failure),
-                Progress::Waiting | Progress::Binding | Progress::Running { .. } => None,
+                Progress::Waiting
+                | Progress::Binding(_)
+                | Progress::Running { .. }
+                | Progress::Reconnecting(_) => None,
             });
         let silent = failures.clone().find(|failure| failure.cause == Cause::NoAnswer);
-        silent
+        let tcp = failures
+            .clone()
+            .find(|failure| matches!(failure.cause, Cause::NoAnswerOverTcp(_)));
+        tcp.filter(|_| silent.is_some())
+            .or(silent)
             .or_else(|| failures.clone().next())
             .cloned()
             .unwrap_or(Failure {
@@ -288,17 +360,21 @@ impl Race {
 }
 
 impl Candidate {
-    const fn new(address: IpAddr, port: u16, due: Instant) -> Self {
+    const fn new(remote: Endpoint, due: Instant) -> Self {
         Self {
-            remote: SocketAddr::new(address, port),
+            remote,
             ticket: None,
             due,
             progress: Progress::Waiting,
+            reconnects: 0,
         }
     }
 
     const fn is_under_way(&self) -> bool {
-        matches!(self.progress, Progress::Binding | Progress::Running { .. })
+        matches!(
+            self.progress,
+            Progress::Binding(_) | Progress::Running { .. } | Progress::Reconnecting(_)
+        )
     }
 
     const fn has_failed(&self) -> bool {
@@ -311,30 +387,41 @@ impl Candidate {
             return false;
         }
         match &self.progress {
-            Progress::Running { sa, .. } => sa.refusal().is_some(),
+            Progress::Running { sa, .. } | Progress::Reconnecting(sa) => sa.refusal().is_some(),
             Progress::Failed(failure) => failure.stage != Stage::Reach,
-            Progress::Waiting | Progress::Binding => false,
+            Progress::Waiting | Progress::Binding(_) => false,
         }
     }
 
     /// The SA's own failure is this candidate's, not yet the attempt's.
     fn note_failure(&mut self, news: &mut VecDeque<News>) {
-        let dead = matches!(&self.progress, Progress::Running { sa, .. } if sa.spi().is_none());
+        let dead = matches!(&self.progress,
+            Progress::Running { sa, .. } | Progress::Reconnecting(sa) if sa.spi().is_none());
         if !dead {
             return;
         }
         let position = news.iter().position(|news| matches!(news, News::Failed(_)));
         if let Some(News::Failed(failure)) = position.and_then(|index| news.remove(index)) {
             let counts = self.ticket.is_none() || matches!(failure.cause, Cause::Redirected(_));
-            self.progress = Progress::Failed(if counts {
-                failure
-            } else {
-                Failure {
+            self.progress = Progress::Failed(match (failure.cause, self.remote.transport) {
+                _ if !counts => Failure {
                     stage: Stage::Reach,
                     cause: Cause::NoAnswer,
+                },
+                (Cause::NoAnswer, Transport::Tcp) => {
+                    no_connection("nothing answers on the connection".into())
                 }
+                (cause, _) => Failure { cause, ..failure },
             });
         }
+    }
+}
+
+/// The gateway cannot be talked to over TCP, and why.
+fn no_connection(reason: String) -> Failure {
+    Failure {
+        stage: Stage::Reach,
+        cause: Cause::NoAnswerOverTcp(reason),
     }
 }
 

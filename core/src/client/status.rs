@@ -108,7 +108,7 @@ impl Client {
         status.path = Some(PathStatus {
             local: path.local,
             remote: path.remote,
-            transport: "udp",
+            transport: path.transport.name(),
             nat: sa.nat.name(),
             interface: up.bound.interface.clone(),
             rtt_ms: sa

@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use super::attempt::{Attempt, Ready};
 use super::lost::{Lost, after_refusal, is_final};
+use super::switch::Switch;
 use super::{Client, Phase, back_off, hinted_esp};
 use crate::command::{
-    Answer, Ask, Bound, Cause, Event, Failure, Happening, Means, Path, PromptId, Reconnect, Redirect, Roam,
-    Stage, Why,
+    Answer, Ask, Bound, Cause, Endpoint, Event, Failure, Happening, Means, Path, PromptId, Reconnect,
+    Redirect, Roam, Stage, Transport, Why,
 };
 use crate::crypto::Secret;
 use crate::esp;
-use crate::ike::{Cx, Established, Hint, IkeSa, News, Renewal, SaConfig, Ticket, add_traffic};
+use crate::ike::{
+    Cx, Established, Hint, IKE_PORT, IkeSa, NAT_T_PORT, News, Renewal, SaConfig, Ticket, add_traffic,
+};
 use crate::plan::{Plan, TunnelConfig};
 use crate::profile::Host;
 use crate::timer::{Instant, Timer};
@@ -61,7 +64,9 @@ pub(super) struct Up {
     /// The ways that were found last.
     ways: Vec<Bound>,
     /// Sockets of paths that were left, and until when they are read.
-    left: Vec<(SocketAddr, Instant)>,
+    left: Vec<(Endpoint, Instant)>,
+    /// What is under way between UDP and TCP.
+    pub(super) switch: Switch,
     news: VecDeque<News>,
     /// Something that the status shows has changed.
     changed: bool,
@@ -84,7 +89,7 @@ pub(super) struct Beside {
 
 /// Questions about ways that are not answered yet.
 struct Search {
-    pending: Vec<SocketAddr>,
+    pending: Vec<Endpoint>,
     found: Vec<Bound>,
 }
 
@@ -97,6 +102,8 @@ impl Up {
             addresses,
         } = ready;
         let tunnel = tunnel_config(&config, sa.established()?, bound.mtu);
+        let mut switch = Switch::new(now);
+        switch.arrived(bound.path, now);
         Some(Self {
             config,
             sa,
@@ -114,6 +121,7 @@ impl Up {
             search: None,
             searched_at: now,
             left: Vec::new(),
+            switch,
             news: VecDeque::new(),
             changed: false,
         })
@@ -149,13 +157,21 @@ impl Up {
             Some(attempt) => attempt.poll_timeout(),
             None => Some((beside.retry_at, Timer::Reconnect)),
         });
-        self.sa.poll_timeout().into_iter().chain(beside).chain(left).min()
+        let switch = self.switch.poll_timeout(self.sa.established());
+        let own = self.sa.poll_timeout().into_iter();
+        own.chain(beside).chain(left).chain(switch).min()
     }
 
     pub(super) fn handle_timeout(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
         let now = cx.now;
+        for (socket, until) in &mut self.left {
+            if self.sa.uses(*socket) {
+                *until = (*until).max(now + LINGER);
+            }
+        }
         self.left.retain(|(local, until)| {
-            if now >= *until {
+            // A connection is closed when nobody needs it.
+            if now >= *until && local.transport == Transport::Udp {
                 events.push_back(Event::Release(*local));
             }
             now < *until
@@ -177,6 +193,7 @@ impl Up {
             self.sa.handle_timeout(cx);
             self.news.append(cx.news);
         }
+        self.switch_on_time(events, cx);
         match &self.beside {
             Some(beside) if beside.attempt.is_none() && now >= beside.retry_at => {
                 self.begin_attempt(events, cx);
@@ -237,15 +254,22 @@ impl Up {
     }
 
     /// Every address that the gateway may be reached at: the present one, those of its own word, those of its name.
-    fn remotes(&self) -> Vec<SocketAddr> {
+    /// Over UDP, whatever the present one is.
+    pub(super) fn remotes(&self) -> Vec<Endpoint> {
         let Some(established) = self.sa.established() else {
             return Vec::new();
         };
-        let present = established.path().remote;
-        let mut remotes = vec![present];
+        let present = established.path();
+        let port = match (present.transport, self.config.profile.gateway.port) {
+            (Transport::Udp, _) => present.remote.port(),
+            (Transport::Tcp, IKE_PORT) => NAT_T_PORT,
+            (Transport::Tcp, port) => port,
+        };
+        let present = present.remote.ip();
+        let mut remotes = vec![Endpoint::udp(SocketAddr::new(present, port))];
         let others = established.mobility.others().iter().chain(&self.addresses);
         for ip in others {
-            let remote = SocketAddr::new(*ip, present.port());
+            let remote = Endpoint::udp(SocketAddr::new(*ip, port));
             if remotes.len() < MAX_REMOTES && !remotes.contains(&remote) {
                 remotes.push(remote);
             }
@@ -271,6 +295,9 @@ impl Up {
                     self.ways_found(found, events, cx);
                 }
             }
+            Answer::Bound(remote, result) if self.switch_answered(*remote, result, cx) => {
+                self.news.append(cx.news);
+            }
             Answer::Resolved { name, result } if self.resolving && self.is_gateway(name) => {
                 self.resolving = false;
                 let known = self.remotes();
@@ -294,6 +321,40 @@ impl Up {
                 }
             }
         }
+    }
+
+    /// A TCP connection is gone.
+    pub(super) fn closed(&mut self, socket: Endpoint, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        self.left.retain(|(left, _)| *left != socket);
+        let Some(established) = self.sa.established_mut() else {
+            return;
+        };
+        if established.path().socket() == socket {
+            established.cut(cx);
+            self.news.append(cx.news);
+            if !self.is_offline() {
+                self.connect(events);
+            }
+            return;
+        }
+        established.lost_connection(socket);
+        if let Some(beside) = &mut self.beside
+            && let Some(attempt) = &mut beside.attempt
+        {
+            attempt.closed(socket, events, cx);
+            beside.news.append(cx.news);
+        }
+    }
+
+    /// Whether the SA, or what is made beside it, needs this connection.
+    pub(super) fn uses(&self, socket: Endpoint) -> bool {
+        self.sa.uses(socket)
+            || self.left.iter().any(|(left, _)| *left == socket)
+            || self
+                .beside
+                .as_ref()
+                .and_then(|beside| beside.attempt.as_ref())
+                .is_some_and(|attempt| attempt.uses(socket))
     }
 
     /// Only what is being made beside the SA that is up can have asked.
@@ -331,26 +392,34 @@ impl Up {
             }
             return;
         }
+        self.switch.network_changed(cx.now);
         let was_offline = matches!(self.trouble, Some((Why::Offline, _)));
         if was_offline {
             self.trouble = Some((Why::NetworkChanged, cx.now));
             self.changed = true;
         }
         let present = established.path();
+        let by = self.bound.interface.clone();
         let mut ways = found;
         // Those to the present address first, then those of its family.
         ways.sort_by_key(|way| {
             (
-                way.path.remote != present.remote,
+                way.path.remote.ip() != present.remote.ip(),
                 way.path.remote.is_ipv4() != present.remote.is_ipv4(),
             )
         });
         let paths: Vec<Path> = ways.iter().map(|way| way.path).collect();
         // What was left may be the way again.
         self.left
-            .retain(|(local, _)| !paths.iter().any(|path| path.local == *local));
+            .retain(|(local, _)| !paths.iter().any(|path| path.socket() == *local));
         self.ways = ways;
-        if paths.first() == Some(&present) {
+        // A connection goes the way that a datagram would go.
+        let is_same = |way: &Bound| {
+            let same_ends =
+                way.path.local.ip() == present.local.ip() && way.path.remote.ip() == present.remote.ip();
+            present.is_tcp() && same_ends && way.interface == by
+        };
+        if paths.first() == Some(&present) || self.ways.first().is_some_and(is_same) {
             if was_offline || cx.now >= established.last_heard() + FRESH {
                 established.check(cx);
             }
@@ -371,7 +440,7 @@ impl Up {
         }
         // The SA is of no use here. Its Delete, along the new way, comes to the gateway before the request for the same
         // inner address does.
-        if let Some(way) = self.ways.first() {
+        if let Some(way) = self.ways.first().filter(|_| !present.is_tcp()) {
             established.set_path(way.path);
         }
         self.news.push_back(News::Failed(Failure {
@@ -449,22 +518,29 @@ impl Up {
     }
 
     /// The socket of a path that was left is read a little longer.
-    fn leave_path(&mut self, local: SocketAddr, now: Instant) {
+    pub(super) fn leave_path(&mut self, local: Endpoint, now: Instant) {
         self.left.retain(|(other, _)| *other != local);
         self.left.push((local, now + LINGER));
     }
 
+    /// What the host found out about a way that may become the SA's.
+    pub(super) fn note_connection(&mut self, bound: &Bound) {
+        self.ways.retain(|way| way.path.gateway() != bound.path.gateway());
+        self.ways.push(bound.clone());
+    }
+
     /// What the host found out about the way that the SA now takes.
     fn note_way(&mut self, path: Path, now: Instant) {
-        let before = self.bound.path.local;
+        let before = self.bound.path.socket();
         if let Some(way) = self.ways.iter().find(|way| way.path == path) {
             self.bound = way.clone();
         }
         self.bound.path = path;
-        self.left.retain(|(local, _)| *local != path.local);
-        if before != path.local {
+        self.left.retain(|(local, _)| *local != path.socket());
+        if before != path.socket() {
             self.leave_path(before, now);
         }
+        self.switch.arrived(path, now);
     }
 }
 
@@ -520,7 +596,10 @@ impl Client {
             News::Roamed(roam) => {
                 up.note_way(roam.to, now);
                 self.well_again(up, now);
-                self.happened(Happening::Roam(roam));
+                // TCP was tried, and then UDP was well again.
+                if roam.from != roam.to || roam.means != Means::Mobike {
+                    self.happened(Happening::Roam(roam));
+                }
             }
             News::Doubt => {
                 let moving = up.sa.established().is_some_and(|sa| sa.mobility.is_moving());
@@ -553,6 +632,7 @@ impl Client {
             }
             News::Stage(_) | News::Prompt(_) | News::Fetch(_) | News::Up | News::Closed | News::Failed(_) => {
             }
+            News::NeedsConnection => up.connect(&mut self.io.events),
         }
     }
 
@@ -585,8 +665,8 @@ impl Client {
         let tunnel = tunnel_config(&ready.config, established, ready.bound.mtu);
         let (from, to, resumed) = (up.bound.path, established.path(), established.is_resumed);
         let mut old = std::mem::replace(&mut up.sa, ready.sa);
-        // The way that it took may not be there any more.
-        if let Some(old) = old.established_mut() {
+        // The way that it took may not be there any more. A connection belongs to one SA (RFC 9329, section 6.1).
+        if let Some(old) = old.established_mut().filter(|_| !from.is_tcp() && !to.is_tcp()) {
             old.set_path(to);
         }
         if resumed {
@@ -721,7 +801,7 @@ pub(super) struct Parts {
     pub(super) bound: Bound,
     pub(super) beside: Option<Box<Beside>>,
     pub(super) is_offline: bool,
-    pub(super) left: Vec<SocketAddr>,
+    pub(super) left: Vec<Endpoint>,
     pub(super) ticket: Option<Arc<Ticket>>,
     pub(super) behind: Option<IkeSa>,
 }

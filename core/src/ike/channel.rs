@@ -27,8 +27,8 @@ const SLEPT: Duration = Duration::from_secs(20);
 const JUST_NOW: Duration = Duration::from_secs(2);
 /// The message ID at which an IKE SA is replaced, long before the last one.
 const WORN_OUT: u32 = 1 << 30;
-/// The size of a sealed message that is never cut.
-const UNFRAGMENTED: usize = 65_535;
+/// The size of a sealed message that is never cut: what a frame of a TCP stream holds beside the non-ESP marker.
+const UNFRAGMENTED: usize = wire::MAX_FRAME - 4;
 
 /// A message whose integrity was verified with this SA's keys. Only [`Channel::open`] makes one.
 #[derive(Clone)]
@@ -161,8 +161,24 @@ impl Channel {
     pub(crate) fn hurry(&mut self, cx: &mut Cx<'_>) {
         if let Some(request) = &mut self.outstanding {
             request.backoff = Backoff::quick(cx.now, cx.rng);
-            let again = request.messages.clone();
-            self.send(&again, cx);
+            self.send_again(cx);
+        }
+    }
+
+    /// There is another TCP connection instead of the one before: what is unanswered is sent again, once (RFC 9329,
+    /// section 6.2).
+    pub(crate) fn follow(&mut self, path: Path, cx: &mut Cx<'_>) {
+        self.path = path;
+        if let Some(request) = &mut self.outstanding {
+            request.backoff = Backoff::quick(cx.now, cx.rng);
+            self.try_path(path, cx);
+        }
+    }
+
+    /// Sends the outstanding request again, unless TCP does that for us (RFC 9329, section 6.2).
+    fn send_again(&mut self, cx: &mut Cx<'_>) {
+        if !self.path.is_tcp() {
+            self.try_path(self.path, cx);
         }
     }
 
@@ -170,8 +186,7 @@ impl Channel {
     pub(crate) fn ask_again(&mut self, cx: &mut Cx<'_>) {
         if let Some(request) = &mut self.outstanding {
             request.backoff.hurry(cx.now, cx.rng);
-            let again = request.messages.clone();
-            self.send(&again, cx);
+            self.send_again(cx);
         }
     }
 
@@ -196,7 +211,7 @@ impl Channel {
     /// since: it may have gone nowhere, and the gateway would ask again only after seconds.
     pub(crate) fn repeat_answer(&mut self, cx: &mut Cx<'_>) {
         if let Some(answer) = self.answered.take() {
-            if cx.now < answer.at + JUST_NOW && answer.path.local != self.path.local {
+            if cx.now < answer.at + JUST_NOW && answer.path.socket() != self.path.socket() {
                 self.send(&answer.messages, cx);
             }
             self.answered = Some(answer);
@@ -205,11 +220,27 @@ impl Channel {
 
     /// Sends the outstanding request on another path too, and leaves everything else as it is (RFC 4555, section 3.5).
     pub(crate) fn try_path(&mut self, path: Path, cx: &mut Cx<'_>) {
-        if let Some(request) = &self.outstanding {
-            for message in &request.messages {
-                cx.out.push_back(datagram(path, message));
-            }
-            self.last_out = cx.now;
+        if let Some(mut request) = self.outstanding.take() {
+            self.fit(&mut request, path);
+            self.send_on(path, &request.messages, cx);
+            self.outstanding = Some(request);
+        }
+    }
+
+    /// Makes the outstanding request one that `path` can carry: over TCP it is in one piece, over UDP in fragments (RFC
+    /// 9329, section 7.5).
+    fn fit(&mut self, request: &mut Outstanding, path: Path) {
+        let max = self.largest(path, self.fragment_size);
+        let fits = request.messages.iter().all(|message| message.len() <= max);
+        if fits && !(path.is_tcp() && request.messages.len() > 1) {
+            return;
+        }
+        // Other cuts are other plaintexts: sealed anew, under new initialization vectors.
+        let header = self.header(request.exchange, self.next_id.saturating_sub(1), false);
+        if let Ok(payloads) = decode_payloads(request.first, &request.body, Header::LEN)
+            && let Ok(messages) = self.seal(header, &payloads, self.fragment_size, path)
+        {
+            request.messages = messages;
         }
     }
 
@@ -266,8 +297,7 @@ impl Channel {
         let due = request.backoff.due();
         if cx.now >= due + SLEPT {
             request.backoff = Backoff::start(cx.now, cx.rng);
-            let again = request.messages.clone();
-            self.send(&again, cx);
+            self.send_again(cx);
         } else if cx.now >= due {
             self.retransmit(cx);
         }
@@ -284,7 +314,7 @@ impl Channel {
         let mut body = Zeroizing::new(Vec::new());
         let first = encode_payloads(payloads, &mut body)?;
         let header = self.header(exchange, self.next_id, false);
-        let messages = self.seal(header, payloads, self.fragment_size)?;
+        let messages = self.seal(header, payloads, self.fragment_size, self.path)?;
         self.next_id = self.next_id.saturating_add(1);
         self.responses.clear();
         self.send(&messages, cx);
@@ -302,7 +332,7 @@ impl Channel {
     /// Sends a request whose response nobody waits for: the SA is given up.
     pub(crate) fn farewell(&mut self, exchange: ExchangeType, payloads: &[Payload<'_>], cx: &mut Cx<'_>) {
         let header = self.header(exchange, self.next_id, false);
-        if let Ok(messages) = self.seal(header, payloads, self.fragment_size) {
+        if let Ok(messages) = self.seal(header, payloads, self.fragment_size, self.path) {
             self.send(&messages, cx);
         }
     }
@@ -316,7 +346,7 @@ impl Channel {
     ) -> Result<(), EncodeError> {
         let Opened { header: to, path, .. } = *to;
         let header = self.header(to.exchange, to.message_id, true);
-        let messages = self.seal(header, payloads, self.fragment_size)?;
+        let messages = self.seal(header, payloads, self.fragment_size, path)?;
         self.send_on(path, &messages, cx);
         self.answered = Some(Answered {
             message_id: to.message_id,
@@ -332,6 +362,12 @@ impl Channel {
         let Some(mut request) = self.outstanding.take() else {
             return;
         };
+        if self.path.is_tcp() {
+            request.backoff.again(cx.now, cx.rng);
+            self.outstanding = Some(request);
+            return;
+        }
+        self.fit(&mut request, self.path);
         let cut_smaller = self.fragment_size.is_some_and(|size| size > SAFE_DATAGRAM)
             && request.messages.len() > 1
             && request.backoff.transmissions() == 2;
@@ -340,7 +376,7 @@ impl Channel {
             let id = self.next_id.saturating_sub(1);
             let header = self.header(request.exchange, id, false);
             if let Ok(payloads) = decode_payloads(request.first, &request.body, Header::LEN)
-                && let Ok(messages) = self.seal(header, &payloads, Some(SAFE_DATAGRAM))
+                && let Ok(messages) = self.seal(header, &payloads, Some(SAFE_DATAGRAM), self.path)
                 // The total must grow, or the peer mixes both cuts (RFC 7383, section 2.5.2).
                 && messages.len() > request.messages.len()
             {
@@ -453,18 +489,27 @@ impl Channel {
         }
     }
 
+    /// The largest message that `path` can carry, when no IP datagram may be larger than `datagram`.
+    fn largest(&self, path: Path, datagram: Option<u16>) -> usize {
+        let overhead = if path.remote.is_ipv4() {
+            OVERHEAD_V4
+        } else {
+            OVERHEAD_V6
+        };
+        match datagram {
+            Some(size) if !path.is_tcp() => usize::from(size).saturating_sub(overhead),
+            Some(_) | None => UNFRAGMENTED,
+        }
+    }
+
     fn seal(
         &mut self,
         header: Header,
         payloads: &[Payload<'_>],
         datagram: Option<u16>,
+        path: Path,
     ) -> Result<Vec<Vec<u8>>, EncodeError> {
-        let overhead = if self.path.remote.is_ipv4() {
-            OVERHEAD_V4
-        } else {
-            OVERHEAD_V6
-        };
-        let max = datagram.map_or(UNFRAGMENTED, |size| usize::from(size).saturating_sub(overhead));
+        let max = self.largest(path, datagram);
         seal_fragments(header, payloads, &self.keys.seal, &mut self.keys.next_iv, max)
     }
 

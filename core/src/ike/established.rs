@@ -352,8 +352,9 @@ impl Established {
         self.channel.asked_at().unwrap_or(self.channel.last_in) + DOUBT
     }
 
+    /// NATs keep the mappings of TCP for long (RFC 9329, section 6.6).
     fn keepalive_at(&self) -> Option<Instant> {
-        self.nat.local.then(|| {
+        (self.nat.local && !self.channel.path.is_tcp()).then(|| {
             self.mobility
                 .keepalive_at(self.channel.last_in, self.channel.last_out)
         })
@@ -377,6 +378,7 @@ impl Established {
             cx.news.push_back(News::Doubt);
         }
         self.mobility_on_time(cx);
+        self.transport_on_time(cx);
         if self.reauth_at.is_some_and(|at| cx.now >= at) {
             self.renew(Renewal::Lifetime, cx);
         }
@@ -448,7 +450,7 @@ impl Established {
     }
 
     /// An empty request, or one that also asks how the gateway sees our address: the gateway lives if it answers.
-    fn ask_liveness(&mut self, cx: &mut Cx<'_>) -> Result<(), End> {
+    pub(super) fn ask_liveness(&mut self, cx: &mut Cx<'_>) -> Result<(), End> {
         let (source, destination) = self.nat_payload_data(cx);
         let payloads = if self.mobility.is_supported() {
             self.mobility.look();
@@ -490,6 +492,7 @@ impl Established {
         self.doing = doing;
         if self.mobility.is_moving() {
             self.channel.be_quick(cx);
+            self.try_connections(cx);
         }
         Ok(())
     }
@@ -528,7 +531,7 @@ impl Established {
         if !opened.header.flags.response {
             return self.serve(opened, cx);
         }
-        self.answered_along(opened.path);
+        self.answered_along(opened.path, cx);
         if std::mem::take(&mut self.doubted) | std::mem::take(&mut self.checking) {
             cx.news.push_back(News::Trust);
         }

@@ -123,6 +123,16 @@ impl Init {
         Ok(init)
     }
 
+    pub(super) fn path(&self) -> Path {
+        self.path
+    }
+
+    /// The request goes once more, on a new connection (RFC 9329, section 6.2).
+    pub(super) fn reconnect(&mut self, path: Path, cx: &mut Cx<'_>) {
+        self.path = path;
+        cx.out.push_back(datagram(path, &self.request));
+    }
+
     pub(super) fn refusal(&self) -> Option<&Cause> {
         self.refused.as_ref().map(|(cause, _)| cause)
     }
@@ -230,14 +240,24 @@ impl Init {
             Timer::Retransmit,
         );
         match &self.refused {
-            Some((_, since)) => retransmit.min((*since + REFUSAL_STANDS, Timer::Refused)),
+            Some((_, since)) => retransmit.min((*since + self.refusal_stands(), Timer::Refused)),
             None => retransmit,
+        }
+    }
+
+    /// Over TCP nothing better can come: a message that is not the gateway's is one of somebody who has taken the
+    /// connection (RFC 9329, section 6.4).
+    fn refusal_stands(&self) -> Duration {
+        if self.path.is_tcp() {
+            Duration::ZERO
+        } else {
+            REFUSAL_STANDS
         }
     }
 
     pub(super) fn handle_timeout(mut self: Box<Self>, cx: &mut Cx<'_>) -> Next {
         if let Some((cause, since)) = &self.refused
-            && cx.now >= *since + REFUSAL_STANDS
+            && cx.now >= *since + self.refusal_stands()
         {
             return Err(Failure {
                 stage: Stage::IkeSaInit,
@@ -252,14 +272,18 @@ impl Init {
             return Err(Failure { stage, cause });
         }
         if cx.now >= self.backoff.due() {
-            cx.out.push_back(datagram(self.path, &self.request));
+            // TCP repeats for us (RFC 9329, section 6.2).
+            if !self.path.is_tcp() {
+                cx.out.push_back(datagram(self.path, &self.request));
+            }
             self.backoff.again(cx.now, cx.rng);
         }
         Ok(State::Init(self))
     }
 
     pub(super) fn handle(mut self: Box<Self>, path: Path, message: &[u8], cx: &mut Cx<'_>) -> Next {
-        if path.remote.ip() != self.path.remote.ip() || !message.starts_with(&self.spi.0) {
+        let is_elsewhere = path.remote.ip() != self.path.remote.ip() || path.transport != self.path.transport;
+        if is_elsewhere || !message.starts_with(&self.spi.0) {
             return Ok(State::Init(self));
         }
         if message.get(17).is_some_and(|version| version >> 4 == 1) {
@@ -513,7 +537,7 @@ impl Init {
         };
         let keys = keys.map_err(|error| Cause::from(Broken::from(error)))?;
         let nat = Nat::detect(&message.payloads, spis, self.path.local, self.path.remote);
-        let port = if self.path.remote.port() == IKE_PORT {
+        let port = if self.path.remote.port() == IKE_PORT && !self.path.is_tcp() {
             NAT_T_PORT
         } else {
             self.path.remote.port()

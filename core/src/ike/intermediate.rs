@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::auth::Auth;
-use super::channel::Opened;
+use super::channel::{Channel, Opened};
 use super::established::Established;
 use super::init::Agreed;
 use super::{Broken, Cx, News, Next, SaConfig, State, error_notify, is_private, refuse_critical, unsendable};
@@ -48,6 +48,14 @@ impl Intermediate {
     /// The SPI that we chose.
     pub(super) fn spi(&self) -> IkeSpi {
         self.agreed.channel.spis.initiator
+    }
+
+    pub(super) fn path(&self) -> Path {
+        self.agreed.channel.path
+    }
+
+    pub(super) fn channel_mut(&mut self) -> &mut Channel {
+        &mut self.agreed.channel
     }
 
     pub(super) fn poll_timeout(&self) -> Option<(Instant, Timer)> {

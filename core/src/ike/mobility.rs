@@ -32,14 +32,14 @@ const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// What an IKE SA knows of addresses.
 pub(crate) struct Mobility {
     /// Both sides speak MOBIKE.
-    supported: bool,
+    pub(super) supported: bool,
     /// The gateway's further addresses, by its own word.
     others: Vec<IpAddr>,
     /// The gateway does not know our present address yet.
     wants_update: bool,
     /// Counts changes: an answer to an older one says nothing of the present path.
     changes: u32,
-    moving: Option<Moving>,
+    pub(super) moving: Option<Moving>,
     /// The hash of our address and port as the gateway last saw them, on the present IKE SA.
     mapping: Option<[u8; 20]>,
     /// The gateway was asked how it sees us, on the present IKE SA.
@@ -47,16 +47,31 @@ pub(crate) struct Mobility {
     /// The keepalive's pace: longer while the mapping is seen to survive.
     gap: Duration,
     longest_gap: Duration,
+    /// When a TCP connection was last asked for, for what is unanswered.
+    pub(super) asked: Option<Instant>,
+    /// UDP is being asked, beside TCP, whether it gets through.
+    pub(super) probe: Option<Probe>,
+    /// The TCP connection that carried the SA is gone.
+    pub(super) is_cut: bool,
 }
 
 /// A change of the path that is under way.
-struct Moving {
+pub(super) struct Moving {
     began: Instant,
-    from: Path,
+    pub(super) from: Path,
     means: Means,
     paths: Vec<Path>,
     next: usize,
     next_at: Instant,
+    /// TCP connections that are tried beside these paths; each is asked once.
+    pub(super) connections: Vec<Path>,
+}
+
+/// A question to the gateway over UDP, while the SA is on TCP.
+pub(super) struct Probe {
+    pub(super) path: Path,
+    /// How often it was sent.
+    pub(super) sent: u32,
 }
 
 /// Our UPDATE_SA_ADDRESSES request.
@@ -80,6 +95,9 @@ impl Mobility {
             looked: false,
             gap: SHORTEST_GAP,
             longest_gap: LONGEST_GAP,
+            asked: None,
+            probe: None,
+            is_cut: false,
         };
         mobility.note_others(payloads);
         mobility
@@ -178,28 +196,12 @@ impl Established {
     /// at once. Without MOBIKE the gateway cannot be told; then nothing happens, and false is returned.
     pub(crate) fn move_to(&mut self, mut paths: Vec<Path>, means: Means, cx: &mut Cx<'_>) -> bool {
         paths.truncate(MAX_PATHS);
-        let Some(first) = paths.first().copied() else {
-            return false;
-        };
-        if !self.mobility.supported {
+        if paths.is_empty() || !self.mobility.supported {
             return false;
         }
-        let before = self.mobility.moving.take();
-        let from = before.as_ref().map_or(self.channel.path, |moving| moving.from);
-        let began = before.map_or(cx.now, |moving| moving.began);
-        self.mobility.moving = Some(Moving {
-            began,
-            from,
-            means,
-            paths,
-            next: 1,
-            next_at: cx.now + HEAD_START,
-        });
-        self.mobility.wants_update = true;
-        self.mobility.changes = self.mobility.changes.wrapping_add(1);
+        self.begin_move(paths, means, cx);
         self.mobility.gap = SHORTEST_GAP;
         self.mobility.longest_gap = LONGEST_GAP;
-        self.go(first);
         self.channel.repeat_answer(cx);
         if self.channel.is_free() {
             // An update of a few octets can always be sent.
@@ -210,14 +212,41 @@ impl Established {
         true
     }
 
+    /// The SA goes to the first of these paths, and the gateway is to be told.
+    pub(super) fn begin_move(&mut self, paths: Vec<Path>, means: Means, cx: &mut Cx<'_>) {
+        let Some(first) = paths.first().copied() else {
+            return;
+        };
+        let before = self.mobility.moving.take();
+        self.mobility.moving = Some(Moving {
+            began: before.as_ref().map_or(cx.now, |moving| moving.began),
+            from: before.map_or(self.channel.path, |moving| moving.from),
+            means,
+            paths,
+            next: 1,
+            next_at: cx.now + HEAD_START,
+            connections: Vec::new(),
+        });
+        self.mobility.wants_update = true;
+        self.mobility.changes = self.mobility.changes.wrapping_add(1);
+        self.mobility.asked = None;
+        self.mobility.probe = None;
+        self.mobility.is_cut = false;
+        self.go(first, cx);
+    }
+
     /// The paths that the SA is trying, the present one when it is not moving.
-    fn go(&mut self, path: Path) {
+    fn go(&mut self, path: Path, cx: &mut Cx<'_>) {
         self.channel.path = path;
         if let Some(heir) = &mut self.heir {
             heir.channel.path = path;
         }
         for old in &mut self.old {
-            old.channel.path = path;
+            if path.is_tcp() {
+                old.channel.follow(path, cx);
+            } else {
+                old.channel.path = path;
+            }
         }
     }
 
@@ -268,14 +297,40 @@ impl Established {
     }
 
     /// A response came along `path`, which therefore works.
-    pub(super) fn answered_along(&mut self, path: Path) {
+    pub(super) fn answered_along(&mut self, path: Path, cx: &mut Cx<'_>) {
+        self.mobility.asked = None;
+        if let Some(probe) = self.mobility.probe.take()
+            && probe.path == path
+        {
+            // UDP gets through again.
+            return self.begin_move(vec![path], Means::Mobike, cx);
+        }
         let Some(moving) = &self.mobility.moving else {
             return;
         };
-        if path != self.channel.path && moving.paths.contains(&path) {
-            self.go(path);
+        if !self.mobility.supported {
+            // A new connection for the same SA: the gateway follows what comes there (RFC 9329, section 6.1).
+            if path == self.channel.path {
+                self.arrived(path, cx);
+            }
+        } else if path != self.channel.path
+            && (moving.paths.contains(&path) || moving.connections.contains(&path))
+        {
+            self.go(path, cx);
             self.mobility.wants_update = true;
             self.mobility.changes = self.mobility.changes.wrapping_add(1);
+        }
+    }
+
+    /// The gateway knows the path.
+    fn arrived(&mut self, to: Path, cx: &mut Cx<'_>) {
+        if let Some(moving) = self.mobility.moving.take() {
+            cx.news.push_back(News::Roamed(Roam {
+                from: moving.from,
+                to,
+                means: moving.means,
+                took: cx.now.since(moving.began),
+            }));
         }
     }
 
@@ -314,14 +369,7 @@ impl Established {
             self.nat = Nat::detect(payloads, self.channel.spis, path.local, path.remote);
             self.mobility.mapping = Some(seen);
         }
-        if let Some(moving) = self.mobility.moving.take() {
-            cx.news.push_back(News::Roamed(Roam {
-                from: moving.from,
-                to: update.path,
-                means: moving.means,
-                took: cx.now.since(moving.began),
-            }));
-        }
+        self.arrived(update.path, cx);
         Ok(())
     }
 
@@ -335,7 +383,7 @@ impl Established {
         moving.next_at = cx.now + HEAD_START;
         match moving.paths.first().copied() {
             Some(next) => {
-                self.go(next);
+                self.go(next, cx);
                 self.mobility.wants_update = true;
                 self.mobility.changes = self.mobility.changes.wrapping_add(1);
             }
@@ -364,6 +412,7 @@ impl Established {
                     paths: vec![path],
                     next: 1,
                     next_at: cx.now,
+                    connections: Vec::new(),
                 });
             }
             Some(_) => self.mobility.gap = (self.mobility.gap + STEP).min(self.mobility.longest_gap),
@@ -407,7 +456,8 @@ impl Established {
                 NotifyType::NAT_DETECTION_SOURCE_IP | NotifyType::NAT_DETECTION_DESTINATION_IP => {
                     detects = true;
                 }
-                NotifyType::NO_NATS_ALLOWED if !is_untranslated(request.data, path) => {
+                // TCP gets along with NATs (RFC 9329, section 7.1).
+                NotifyType::NO_NATS_ALLOWED if !path.is_tcp() && !is_untranslated(request.data, path) => {
                     reply.push(notify(NotifyType::UNEXPECTED_NAT_DETECTED, &[]));
                 }
                 _ => {}

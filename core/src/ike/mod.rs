@@ -21,6 +21,7 @@ mod proof;
 mod redirect;
 mod rekey_ike;
 mod resume;
+mod transport;
 mod window;
 
 use std::collections::VecDeque;
@@ -34,7 +35,8 @@ pub(crate) use resume::{RESUME_PATIENCE, Ticket};
 pub(crate) use window::jitter;
 
 use crate::command::{
-    Cause, Failure, HostFault, Path, Prompt, PromptId, Redirect, Rekey, Roam, Stage, Traffic, Transmit,
+    Cause, Endpoint, Failure, HostFault, Path, Prompt, PromptId, Redirect, Rekey, Roam, Stage, Traffic,
+    Transmit,
 };
 use crate::crypto::Secret;
 use crate::esp::{self, Discard};
@@ -90,6 +92,8 @@ pub(crate) enum News {
     Trust,
     /// A fresh SA has to take over in time.
     Renew(Renewal),
+    /// What was asked stays without an answer: a new TCP connection may get through (RFC 9329, sections 6.1 and 7.1).
+    NeedsConnection,
 }
 
 /// Why a fresh SA has to take over from one that still works.
@@ -351,6 +355,31 @@ impl IkeSa {
         }
     }
 
+    /// The connection that carried the SA is gone, and `path` is another one: what is unanswered is sent again there
+    /// (RFC 9329, section 6.2).
+    pub(crate) fn reconnect(&mut self, path: Path, cx: &mut Cx<'_>) {
+        match &mut self.0 {
+            State::Init(init) => init.reconnect(path, cx),
+            State::Intermediate(intermediate) => intermediate.channel_mut().follow(path, cx),
+            State::Auth(auth) => auth.channel.follow(path, cx),
+            State::Established(established) => established.reconnect(path, cx),
+            State::Closing(closing) => closing.channel.follow(path, cx),
+            State::Dead => {}
+        }
+    }
+
+    /// Whether the SA needs this socket or connection.
+    pub(crate) fn uses(&self, socket: Endpoint) -> bool {
+        match &self.0 {
+            State::Init(init) => init.path().socket() == socket,
+            State::Intermediate(intermediate) => intermediate.path().socket() == socket,
+            State::Auth(auth) => auth.channel.path.socket() == socket,
+            State::Established(established) => established.uses(socket),
+            State::Closing(closing) => closing.channel.path.socket() == socket,
+            State::Dead => false,
+        }
+    }
+
     /// The user's answer to a prompt, or that there is none. One that the SA does not wait for is ignored.
     pub(crate) fn reply(&mut self, id: PromptId, answer: Option<&Secret>, cx: &mut Cx<'_>) {
         self.step(cx, |state, cx| match state {
@@ -392,10 +421,10 @@ impl IkeSa {
     }
 }
 
-/// A message as the UDP payload that `path` calls for: on any port but 500 the non-ESP marker tells IKE from ESP
-/// (RFC 3948, section 2.2).
+/// A message as the payload that `path` calls for: except on UDP port 500 the non-ESP marker tells IKE from ESP
+/// (RFC 3948, section 2.2; RFC 9329, section 3.1).
 fn datagram(path: Path, message: &[u8]) -> Transmit {
-    let marker: &[u8] = if path.remote.port() == IKE_PORT {
+    let marker: &[u8] = if path.remote.port() == IKE_PORT && !path.is_tcp() {
         &[]
     } else {
         &[0; 4]

@@ -47,6 +47,8 @@ pub struct Gateway {
     pub host: Host,
     /// The port of IKE_SA_INIT; 500 is left for 4500 after it, any other is used throughout, with the non-ESP marker.
     pub port: u16,
+    /// The TCP port (RFC 9329).
+    pub tcp_port: u16,
     /// The identity that it must prove.
     pub identity: Identity,
     /// Send `identity` as IDr.
@@ -353,6 +355,8 @@ pub struct NetworkConfig {
     pub domains: Vec<String>,
     /// The largest inner packet in octets; by default computed for the path and the suite.
     pub mtu: Option<u16>,
+    /// TCP is tried where UDP does not get through (RFC 9329).
+    pub tcp_fallback: bool,
 }
 
 /// Whose name servers to use while the tunnel is up.

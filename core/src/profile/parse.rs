@@ -152,6 +152,7 @@ const SCHEMAS: &[Schema] = &[
         keys: &[
             "address",
             "port",
+            "tcp_port",
             "identity",
             "ca",
             "certificate",
@@ -372,6 +373,11 @@ impl<'t> Parser<'t, '_> {
             .value_or(section, "port", 500, "500, then 4500", |_, value| {
                 reader::number(value, 1..=u16::MAX)
             });
+        let tcp_port = self
+            .reader
+            .value_or(section, "tcp_port", 4500, "4500", |_, value| {
+                reader::number(value, 1..=u16::MAX)
+            });
         let identity = self.identity(section, "identity");
         let identity = identity.or_else(|| {
             let host = host.as_ref()?;
@@ -419,6 +425,7 @@ impl<'t> Parser<'t, '_> {
         Some(Gateway {
             host: host?,
             port,
+            tcp_port,
             identity: identity?,
             send_idr,
             anchors: anchors?,

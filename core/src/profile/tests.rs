@@ -94,6 +94,10 @@ fn a_small_profile_gets_the_documented_defaults() {
     assert_eq!(profile.ike.dpd, Duration::from_secs(30));
     assert!(profile.ike.mobike && profile.ike.fragmentation && !profile.ike.initial_contact);
     assert!(profile.ike.resumption);
+    assert_eq!(
+        (profile.gateway.tcp_port, profile.network.tcp_fallback),
+        (4500, true)
+    );
     assert_eq!(profile.ike.fragment_size, 1280);
     assert_eq!(profile.child.proposals, crate::proposal::default_esp());
     assert_eq!(
@@ -129,6 +133,7 @@ fn every_key_has_its_effect() {
         [gateway]
         address = "bücher.example"
         port = 4500
+        tcp_port = 8443
         identity = "C=CH, CN=gateway"
         send_idr = false
         allow_sha1_auth = true
@@ -161,7 +166,7 @@ fn every_key_has_its_effect() {
         dns = ["10.0.0.53", "fd00::53"]
         domains = ["Example.org."]
         mtu = 1400
-        tcp_fallback = true
+        tcp_fallback = false
     "#;
     let Parsed {
         profile,
@@ -227,7 +232,11 @@ fn every_key_has_its_effect() {
         assert!(warnings.contains(wanted), "{wanted}\n{warnings}");
     }
     let idle: Vec<&str> = report.not_used.iter().map(|remark| remark.key.as_str()).collect();
-    assert_eq!(idle, ["network.allow_lan", "network.tcp_fallback"]);
+    assert_eq!(idle, ["network.allow_lan"]);
+    assert_eq!(
+        (profile.gateway.tcp_port, profile.network.tcp_fallback),
+        (8443, false)
+    );
     assert!(
         report
             .used

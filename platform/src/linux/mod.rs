@@ -36,7 +36,7 @@ use self::machine::{Machine, Made};
 use self::netlink::Netlink;
 pub use self::network::Changes;
 use self::network::Gateways;
-pub use self::socket::Socket;
+pub use self::socket::{Socket, Stream};
 pub use self::state::StateDirectories;
 pub use self::tun::Tun;
 use crate::clock::Clock;
@@ -201,6 +201,7 @@ impl Clock for LinuxHost {
 impl Host for LinuxHost {
     type Tun = Tun;
     type Socket = Socket;
+    type Stream = Stream;
     type Changes = Changes;
 
     fn apply(&self, plan: Plan) -> impl Future<Output = Result<Applied<Tun>, HostFault>> + 'static {
@@ -232,6 +233,14 @@ impl Host for LinuxHost {
 
     fn open(&self, way: &Way) -> Result<Socket, HostFault> {
         Socket::open(way)
+    }
+
+    fn connect(
+        &self,
+        way: &Way,
+        remote: SocketAddr,
+    ) -> impl Future<Output = Result<Stream, HostFault>> + 'static {
+        Stream::open(way.clone(), remote)
     }
 
     fn changes(&self) -> Result<Changes, HostFault> {

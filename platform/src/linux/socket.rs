@@ -1,14 +1,15 @@
-//! UDP sockets that are never routed into our own tunnel, each on one way.
+//! UDP sockets and TCP connections that are never routed into our own tunnel, each on one way.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use peregrine_core::command::{HostFault, Path};
 use socket2::{Domain, Protocol, Type};
 use tokio::io::{Interest, ReadBuf};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 use super::fault;
 use super::netlink::Netlink;
@@ -23,6 +24,14 @@ pub(super) const MARK: u32 = 0x7065_7265;
 const RECEIVE_BUFFER: usize = 16 << 20;
 const SEND_BUFFER: usize = 2 << 20;
 
+/// A host that does not take a TCP connection within this time does not want to, or is not there.
+const CONNECT: Duration = Duration::from_secs(8);
+/// A connection on which nothing is acknowledged for so long is given up: another one costs a round trip.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// No more octets than these wait in the kernel before they are on their way, so that what comes after them is soon
+/// there too.
+const NOT_SENT: u32 = 128 << 10;
+
 /// An unconnected, marked UDP socket.
 #[derive(Debug)]
 pub struct Socket {
@@ -33,14 +42,7 @@ pub struct Socket {
 impl Socket {
     /// A socket on `way`, on a port of the kernel's choosing.
     pub(super) fn open(way: &Way) -> Result<Self, HostFault> {
-        let index = way.index().unwrap_or(0);
-        let address = match way.source {
-            // An address of a link alone means nothing without the link.
-            IpAddr::V6(source) if source.is_unicast_link_local() => {
-                SocketAddrV6::new(source, 0, 0, index).into()
-            }
-            source => SocketAddr::new(source, 0),
-        };
+        let address = source(way);
         let socket =
             marked_udp(address).map_err(|error| fault("open a UDP socket beside the tunnel", error))?;
         // The kernel counts its own overhead too and doubles what is asked for. The forced size goes beyond
@@ -62,6 +64,84 @@ impl Socket {
         let socket = UdpSocket::from_std(socket.into()).map_err(watch)?;
         let local = socket.local_addr().map_err(watch)?;
         Ok(Self { socket, local })
+    }
+}
+
+/// The address of a socket on `way`, on a port of the kernel's choosing.
+fn source(way: &Way) -> SocketAddr {
+    match way.source {
+        // An address of a link alone means nothing without the link.
+        IpAddr::V6(source) if source.is_unicast_link_local() => {
+            SocketAddrV6::new(source, 0, 0, way.index().unwrap_or(0)).into()
+        }
+        source => SocketAddr::new(source, 0),
+    }
+}
+
+/// A marked TCP connection.
+#[derive(Debug)]
+pub struct Stream {
+    stream: TcpStream,
+    local: SocketAddr,
+}
+
+impl Stream {
+    /// Connects on `way`.
+    pub(super) async fn open(way: Way, remote: SocketAddr) -> Result<Self, HostFault> {
+        let failed = |error: io::Error| fault(format!("open a TCP connection to {remote}"), error);
+        let socket = Self::prepare(&way).map_err(failed)?;
+        let connecting = TcpSocket::from_std_stream(socket.into()).connect(remote);
+        let stream = tokio::time::timeout(CONNECT, connecting)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(failed)?;
+        let local = stream.local_addr().map_err(failed)?;
+        Ok(Self { stream, local })
+    }
+
+    fn prepare(way: &Way) -> io::Result<socket2::Socket> {
+        let address = source(way);
+        let socket = marked_tcp(address)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+        socket.set_tcp_notsent_lowat(NOT_SENT)?;
+        // The interface, for both families: a connection that outlives its network must not appear on another one with
+        // an address that is not of there.
+        if let Some(interface) = &way.interface
+            && let Err(error) = socket.bind_device(Some(interface.name.as_bytes()))
+        {
+            tracing::debug!(%error, interface = interface.name, "a connection is not bound to its interface");
+        }
+        // Bound here and not by connecting: so no other connection can have the same port.
+        socket.bind(&address.into())?;
+        Ok(socket)
+    }
+}
+
+impl host::Stream for Stream {
+    fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            match self.stream.poll_read_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => return Poll::Pending,
+            }
+            match self.stream.try_read(room) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+        }
+    }
+
+    fn write(&self, octets: &[u8]) -> io::Result<usize> {
+        self.stream.try_write(octets)
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_write_ready(cx)
     }
 }
 
@@ -155,10 +235,7 @@ impl host::Socket for Socket {
             let mut room = ReadBuf::new(room);
             match self.socket.poll_recv_from(cx, &mut room) {
                 Poll::Ready(Ok(remote)) => {
-                    let path = Path {
-                        local: self.local,
-                        remote,
-                    };
+                    let path = Path::udp(self.local, remote);
                     let len = room.filled().len();
                     batch.push(len, path);
                 }

@@ -418,7 +418,8 @@ impl Scene {
                     Event::Ask(Ask::Bind(remote)) => {
                         let path = Path {
                             local: SocketAddr::from(([10, 0, 0, 2], 40_000)),
-                            remote,
+                            remote: remote.address,
+                            transport: remote.transport,
                         };
                         let bound = Bound {
                             path,

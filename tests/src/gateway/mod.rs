@@ -13,6 +13,7 @@
 //! | `create` | CREATE_CHILD_SA of the client's |
 //! | `rekey` | CREATE_CHILD_SA and Deletes of its own |
 //! | `inform` | INFORMATIONAL of the client's: Deletes, MOBIKE, tickets |
+//! | `tcp` | connections, and the frames in them (RFC 9329) |
 //! | `child` | Child SAs |
 //! | `keys` | keys |
 //! | `book` | leases, tickets, records |
@@ -30,6 +31,7 @@ mod intermediate;
 mod keys;
 mod rekey;
 mod session;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
@@ -56,7 +58,7 @@ pub use config::{
     Unique,
 };
 
-/// A datagram of the gateway's.
+/// A datagram of the gateway's, or octets for a connection.
 pub type Outgoing = (Path, Vec<u8>);
 
 /// A request of the client's: its exchange, its message ID, and the types of its payloads.
@@ -89,6 +91,8 @@ pub struct Gateway {
     complained: Option<Instant>,
     /// Older sessions that end when their time has come.
     replaced: Vec<(Instant, u32)>,
+    inlets: Vec<tcp::Inlet>,
+    hung_up: Vec<Path>,
 }
 
 impl Gateway {
@@ -106,6 +110,8 @@ impl Gateway {
             cookies: 0,
             complained: None,
             replaced: Vec::new(),
+            inlets: Vec::new(),
+            hung_up: Vec::new(),
         }
     }
 
@@ -322,24 +328,24 @@ impl Gateway {
         self.each(now, Session::handle_timeout)
     }
 
-    /// A UDP payload from a client. `path` is as the gateway sees it: its own address is `local`.
+    /// A UDP payload, or a frame's content, from a client. `path` is as the gateway sees it: its own address is `local`.
     pub fn handle(&mut self, path: Path, datagram: &[u8], now: Instant) -> Vec<Outgoing> {
         if self.silent {
             return Vec::new();
         }
         match datagram {
             [0xff] => {}
-            _ if path.local.port() == 500 => self.handle_ike(path, datagram, now),
+            _ if path.local.port() == 500 && !path.is_tcp() => self.handle_ike(path, datagram, now),
             [0, 0, 0, 0, message @ ..] => self.handle_ike(path, message, now),
             packet => self.handle_esp(path, packet, now),
         }
-        std::mem::take(&mut self.book.out)
+        self.out()
     }
 
     /// An inner packet for whichever client has its destination.
     pub fn send(&mut self, packet: &[u8]) -> Vec<Outgoing> {
         self.send_inner(packet);
-        std::mem::take(&mut self.book.out)
+        self.out()
     }
 
     fn send_inner(&mut self, packet: &[u8]) {
@@ -390,8 +396,7 @@ impl Gateway {
             if self.config.complain && !session.complained.contains(&spi) {
                 session.complained.push(spi);
                 session.want(Task::Tell(vec![Note::new(NotifyType::INVALID_SPI, &octets)]), now);
-                let out = self.each(now, Session::start);
-                self.book.out = out;
+                self.act(now, Session::start);
             }
             return;
         }
@@ -512,6 +517,11 @@ impl Gateway {
     }
 
     fn each(&mut self, now: Instant, act: impl Fn(&mut Session, &mut Cx<'_>)) -> Vec<Outgoing> {
+        self.act(now, act);
+        self.out()
+    }
+
+    fn act(&mut self, now: Instant, act: impl Fn(&mut Session, &mut Cx<'_>)) {
         let mut cx = Cx {
             now,
             config: &self.config,
@@ -521,7 +531,6 @@ impl Gateway {
             act(session, &mut cx);
         }
         self.settle(now);
-        std::mem::take(&mut self.book.out)
     }
 
     /// Acts on what sessions have come to.
@@ -575,7 +584,11 @@ fn children_up(session: &Session) -> Vec<EspSpi> {
 
 /// A message as the UDP payload that `path` calls for (RFC 3948, section 2.2).
 fn wrap(path: Path, message: &[u8]) -> Outgoing {
-    let marker: &[u8] = if path.local.port() == 500 { &[] } else { &[0; 4] };
+    let marker: &[u8] = if path.local.port() == 500 && !path.is_tcp() {
+        &[]
+    } else {
+        &[0; 4]
+    };
     (path, [marker, message].concat())
 }
 

@@ -222,10 +222,16 @@ impl Session {
     fn heard(&mut self, path: Path, cx: &Cx<'_>) {
         self.last_in = cx.now;
         // RFC 7296, section 2.23; with MOBIKE an IKE message alone moves nothing (RFC 4555, section 3.8).
-        if self.peer.behind_nat && !self.peer.mobike {
+        if (self.peer.behind_nat && !self.peer.mobike) || self.follows_connection(path) {
             self.path = path;
             self.esp_path = path;
         }
+    }
+
+    /// The connection that last brought something authentic is the one in use (RFC 9329, section 6.1); between UDP and
+    /// TCP only UPDATE_SA_ADDRESSES moves a session (section 7.1).
+    fn follows_connection(&self, path: Path) -> bool {
+        path.is_tcp() && self.path.is_tcp()
     }
 
     fn serve(&mut self, index: usize, opened: &Opened, path: Path, cx: &mut Cx<'_>) {
@@ -446,7 +452,7 @@ impl Session {
         packet: &'d mut [u8],
         now: Instant,
     ) -> Result<&'d [u8], Discard> {
-        let follows = self.peer.behind_nat && !self.peer.mobike;
+        let follows = (self.peer.behind_nat && !self.peer.mobike) || self.follows_connection(path);
         let child = self.child(spi).ok_or(Discard::UnknownSpi)?;
         let inner = child.open(packet)?;
         // The client sends on it, so it receives on it.

@@ -9,7 +9,7 @@ use peregrine_core::profile::{AuthKind, Host, Profile};
 use peregrine_core::rng::Rng;
 use peregrine_tests::cast::{Cast, esp, ike};
 use peregrine_tests::gateway::{Elsewhere, End, GatewayConfig, Life, Pfs, Unique};
-use peregrine_tests::link::Interface;
+use peregrine_tests::link::{Interface, Way};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const MS: Duration = Duration::from_millis(1);
@@ -38,6 +38,11 @@ pub(crate) enum Step {
     Offline(Duration),
     BlackHole(String),
     Blocked(Option<IpAddr>),
+    /// In the network of this name, UDP and TCP do not get through.
+    Transports(String, bool, bool),
+    ConnectionsReset,
+    ConnectionsStuck,
+    Cut(Way, usize),
     NatForgets,
     NatPatience(Option<Duration>),
     Sleep(Duration),
@@ -108,7 +113,7 @@ impl Dice {
     }
 
     pub(crate) fn step(&mut self) -> Step {
-        match self.0.below(36) {
+        match self.0.below(40) {
             0..4 => Step::Send(self.between(1..6)),
             4 | 5 => Step::GatewaySends(self.between(1..6)),
             6 | 7 => Step::Rekey(self.kind()),
@@ -152,11 +157,18 @@ impl Dice {
                 1 => Step::Jitter(MS * u32::try_from(self.0.below(300)).unwrap()),
                 _ => Step::Latency(MS * u32::try_from(self.between(1..300)).unwrap()),
             },
-            34 => Step::GatewayRedirects(self.pick(&[
+            38 => Step::GatewayRedirects(self.pick(&[
                 Elsewhere::Address(v4()),
                 Elsewhere::Address(v6()),
                 Elsewhere::Name("vpn.example.org".into()),
             ])),
+            34 | 35 => Step::Transports(self.pick(&networks()).name, !self.one_in(3), self.one_in(4)),
+            36 => Step::ConnectionsReset,
+            37 => match self.0.below(3) {
+                0 => Step::ConnectionsStuck,
+                1 => Step::Cut(Way::Up, usize::try_from(self.0.below(3000)).unwrap()),
+                _ => Step::Cut(Way::Down, usize::try_from(self.0.below(3000)).unwrap()),
+            },
             _ if self.one_in(12) => Step::GatewayRefusesUs(self.seconds(1..60)),
             _ => Step::Pause(self.seconds(1..400)),
         }

@@ -219,6 +219,13 @@ impl Story {
             }
             Step::BlackHole(name) => world.black_hole(&name),
             Step::Blocked(address) => world.link.blocked = address.into_iter().collect(),
+            Step::Transports(name, no_udp, no_tcp) => {
+                let here = world.link.interfaces.iter_mut().filter(|it| it.name == name);
+                here.for_each(|it| (it.no_udp, it.no_tcp) = (no_udp, no_tcp));
+            }
+            Step::ConnectionsReset => world.reset_connections(),
+            Step::ConnectionsStuck => world.stick_connections(),
+            Step::Cut(way, octets) => world.cut = Some((way, octets)),
             Step::NatForgets => world.rebind_nat(),
             Step::NatPatience(patience) => world.link.nat_patience = patience,
             Step::Sleep(span) => world.sleep(span),
@@ -244,7 +251,11 @@ impl Story {
         link.blocked.clear();
         for interface in &mut link.interfaces {
             interface.is_dead = false;
+            // What UDP cannot do the other one can, and most networks let both through.
+            interface.no_tcp = false;
+            interface.no_udp &= dice.one_in(2);
         }
+        self.world.cut = None;
         // What is on its way arrives.
         self.run(2 * SECOND);
         let link = &mut self.world.link;

@@ -159,10 +159,6 @@ impl<'t> Parser<'t, '_> {
                 "not used by this version: it blocks nothing",
             );
         }
-        if self.switch_if_there(section, "tcp_fallback") == Some(true) {
-            let message = "not used by this version: it speaks IKE and ESP over UDP only";
-            self.reader.not_used(section, "tcp_fallback", message);
-        }
         let dns = self
             .reader
             .value_or(section, "dns", DnsPolicy::Gateway, "gateway", |_, value| {
@@ -190,7 +186,13 @@ impl<'t> Parser<'t, '_> {
                 DeValue::Integer(_) => reader::number(value, 1280..=9000).map(Some),
                 other => Err(fault(value, reader::wrong_type("\"auto\" or a number", other))),
             });
-        NetworkConfig { dns, domains, mtu }
+        let tcp_fallback = self.switch(section, "tcp_fallback", true);
+        NetworkConfig {
+            dns,
+            domains,
+            mtu,
+            tcp_fallback,
+        }
     }
 
     /// We do not pretend to protect: a profile that counts on the kill switch is refused.

@@ -53,7 +53,10 @@ fn empty_frames_and_keepalives_are_nothing() {
 #[test]
 fn an_impossible_length_ends_the_stream() {
     for length in [0, 1] {
-        assert_eq!(read(&[0, 3, 7, 0, length, 0, 3, 8], &[64]), Err(StreamError(length.into())));
+        assert_eq!(
+            read(&[0, 3, 7, 0, length, 0, 3, 8], &[64]),
+            Err(StreamError(length.into()))
+        );
     }
     let mut reader = StreamReader::new();
     reader.filled(2);
@@ -63,7 +66,9 @@ fn an_impossible_length_ends_the_stream() {
 
 #[test]
 fn the_largest_frames_come_through_in_any_pieces() {
-    let frame = [0xff, 0xff].into_iter().chain((0..MAX_FRAME).map(|i| u8::try_from(i % 251).unwrap()));
+    let frame = [0xff, 0xff]
+        .into_iter()
+        .chain((0..MAX_FRAME).map(|i| u8::try_from(i % 251).unwrap()));
     let one: Vec<u8> = frame.collect();
     let stream = [&[0, 3, 7][..], &one, &one, &one, &[0, 3, 8]].concat();
     for piece in [1000, 1460, 65_535, 131_070, 1 << 20] {

@@ -114,10 +114,10 @@ impl Mirror {
         let mut octets = [0x4d; 32];
         octets[..8].copy_from_slice(&seed.to_be_bytes());
         let mut rng = Rng::new(octets);
-        let path = Path {
-            local: "192.0.2.1:4500".parse().unwrap(),
-            remote: "192.0.2.2:4500".parse().unwrap(),
-        };
+        let path = Path::udp(
+            "192.0.2.1:4500".parse().unwrap(),
+            "192.0.2.2:4500".parse().unwrap(),
+        );
         let [one] = rng.bytes();
         Self {
             now,
@@ -226,10 +226,7 @@ impl Mirror {
 }
 
 fn swap(path: Path) -> Path {
-    Path {
-        local: path.remote,
-        remote: path.local,
-    }
+    Path::udp(path.remote, path.local)
 }
 
 #[test]

@@ -78,10 +78,10 @@ fn moves_with_updates_only(mut table: Table) {
     assert_eq!(answer.notify(NotifyType::COOKIE2), Some(vec![0xab; 20]));
 
     // Another address of the gateway's, and another family.
-    table.path = Path {
-        local: "[2001:db8::1]:4500".parse().unwrap(),
-        remote: "[2001:db8:5::5]:4500".parse().unwrap(),
-    };
+    table.path = Path::udp(
+        "[2001:db8::1]:4500".parse().unwrap(),
+        "[2001:db8:5::5]:4500".parse().unwrap(),
+    );
     update(&mut table, 0);
     let here = table.path;
     assert_eq!(reached_at(&mut table), (here, here));

@@ -181,10 +181,10 @@ impl Table {
         Self {
             gateway: Gateway::new(config, 0x47),
             now: Instant::new(Duration::from_secs(1000)),
-            path: Path {
-                local: "192.0.2.1:4500".parse().unwrap(),
-                remote: "198.51.100.7:40000".parse().unwrap(),
-            },
+            path: Path::udp(
+                "192.0.2.1:4500".parse().unwrap(),
+                "198.51.100.7:40000".parse().unwrap(),
+            ),
             sas: Vec::new(),
             children: Vec::new(),
             requests: VecDeque::new(),

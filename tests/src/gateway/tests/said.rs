@@ -118,10 +118,7 @@ impl Said {
 pub(super) fn clear(message: &[u8]) -> Said {
     let header = Header::decode(message).unwrap();
     Said {
-        path: Path {
-            local: "0.0.0.0:0".parse().unwrap(),
-            remote: "0.0.0.0:0".parse().unwrap(),
-        },
+        path: Path::udp("0.0.0.0:0".parse().unwrap(), "0.0.0.0:0".parse().unwrap()),
         header,
         raw: message.to_vec(),
         first: header.next_payload,
