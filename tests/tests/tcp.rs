@@ -341,6 +341,21 @@ fn a_gateway_that_is_gone_is_noticed_and_one_that_comes_back_is_found() {
 }
 
 #[test]
+fn a_gateway_that_takes_connections_and_does_not_know_us_is_given_up() {
+    for mobike in [true, false] {
+        let mut world = connected(12, wifi().without_udp(), |config, _| {
+            config.mobike = mobike;
+            config.complain = false;
+        });
+        world.gateway.restart();
+        let took = gap(&mut world, 60 * SECOND);
+        assert!(took <= 30 * SECOND, "mobike {mobike}: {took:?}");
+        world.run(15 * SECOND);
+        assert_eq!((transport(&world), world.open_connections()), ("tcp", 1));
+    }
+}
+
+#[test]
 fn the_stream_to_the_gateway_is_cut_at_every_octet() {
     cut_everywhere(Way::Up);
 }

@@ -166,11 +166,11 @@ impl Channel {
     }
 
     /// There is another TCP connection instead of the one before: what is unanswered is sent again, once (RFC 9329,
-    /// section 6.2).
+    /// section 6.2). It has waited as long as before: a gateway that only takes connections is not one that answers.
     pub(crate) fn follow(&mut self, path: Path, cx: &mut Cx<'_>) {
         self.path = path;
         if let Some(request) = &mut self.outstanding {
-            request.backoff = Backoff::quick(cx.now, cx.rng);
+            request.backoff.hurry(cx.now, cx.rng);
             self.try_path(path, cx);
         }
     }

@@ -52,6 +52,7 @@ impl Established {
     /// There is another TCP connection instead of the one that carried the SA.
     pub(super) fn reconnect(&mut self, path: Path, cx: &mut Cx<'_>) {
         self.begin_move(vec![path], Means::NewConnection, cx);
+        self.mobility.asked = Some(cx.now);
         self.channel.repeat_answer(cx);
         if self.channel.is_free() {
             if !self.mobility.supported {

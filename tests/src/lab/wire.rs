@@ -118,6 +118,59 @@ pub fn tshark(capture: &std::path::Path, filter: &str, fields: &[&str]) -> Vec<S
     text(&output.stdout).lines().map(str::to_owned).collect()
 }
 
+/// The octets of the first TCP connection in a capture as tshark puts them together, from whoever began it and from the
+/// other, without what was sent twice.
+///
+/// # Panics
+/// When tshark fails.
+pub fn tcp_stream(capture: &std::path::Path) -> [Vec<u8>; 2] {
+    let mut command = Command::new("tshark");
+    command
+        .args(["-n", "-r"])
+        .arg(capture)
+        .args(["-q", "-z", "follow,tcp,raw,0"]);
+    let output = finish(&mut command, Duration::from_secs(60));
+    assert!(output.status.success(), "tshark: {}", text(&output.stderr));
+    let mut streams = [Vec::new(), Vec::new()];
+    for line in text(&output.stdout).lines() {
+        let (side, digits) = match line.strip_prefix('\t') {
+            Some(digits) => (1, digits),
+            None => (0, line),
+        };
+        let pairs = digits.as_bytes().chunks(2).map(|pair| {
+            let pair = std::str::from_utf8(pair).ok()?;
+            u8::from_str_radix(pair, 16).ok()
+        });
+        // The other lines are a frame around it.
+        if let Some(octets) = pairs.collect::<Option<Vec<u8>>>() {
+            streams[side].extend(octets);
+        }
+    }
+    streams
+}
+
+/// Writes a capture in which these are UDP payloads between two ports 4500.
+///
+/// # Panics
+/// When the file cannot be written.
+pub fn write_udp(path: &std::path::Path, payloads: &[Vec<u8>]) {
+    // Link type 101: IP without anything before it.
+    let mut file = [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 0x0004_0000, 101]
+        .map(u32::to_ne_bytes)
+        .concat();
+    for payload in payloads {
+        let udp = u16::try_from(8 + payload.len()).expect("a datagram");
+        let total = (20 + udp).to_be_bytes();
+        let mut packet = vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, 17, 0, 0];
+        packet.extend([10, 0, 0, 1, 10, 0, 0, 2, 0x11, 0x94, 0x11, 0x94]);
+        packet.extend([&udp.to_be_bytes()[..], &[0, 0], payload].concat());
+        let length = u32::try_from(packet.len()).expect("a packet").to_ne_bytes();
+        file.extend([[0; 4], [0; 4], length, length].concat());
+        file.extend(packet);
+    }
+    std::fs::write(path, file).expect("the capture can be written");
+}
+
 /// The frames of a pcap file (magic 0xa1b2c3d4, link type Ethernet).
 fn frames(file: &[u8]) -> Option<Vec<Frame>> {
     let (header, mut rest) = file.split_at_checked(24)?;
