@@ -644,12 +644,11 @@ mod tests {
 
     /// A connection beside a socket with the same address and port.
     fn connection() -> (Links<Fake, FakeStream>, Fake, Fake, Path) {
-        let (mut links, fakes) = links(1);
+        let (mut links, mut fakes) = links(1);
         let (fake, _) = Fake::new(0);
         let path = links.connect(FakeStream(fake.clone()), GATEWAY.parse().unwrap());
         assert_eq!(path, Path::tcp(fakes[0].local, GATEWAY.parse().unwrap()));
-        let [socket] = fakes.try_into().unwrap();
-        (links, socket, fake, path)
+        (links, fakes.remove(0), fake, path)
     }
 
     fn message(path: Path, payload: &[u8]) -> Transmit {
