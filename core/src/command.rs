@@ -158,6 +158,9 @@ pub struct Transmit {
     /// The UDP payload, with the non-ESP marker where the port calls for it (RFC 3948, section 2.2). Over TCP the frame
     /// without its length (RFC 9329, section 3); it is never dropped while the connection lives.
     pub payload: Box<[u8]>,
+    /// It probes how large a datagram gets through (RFC 8899): nobody on this machine or on its way may fragment it,
+    /// whatever path MTU the operating system believes in.
+    pub is_probe: bool,
 }
 
 /// A question of the client's to its host. Every question gets exactly one [`Answer`], late or never is a time-out.

@@ -91,6 +91,8 @@ pub enum Timer {
     Liveness,
     /// The NAT mapping needs a packet (RFC 3948, section 4).
     NatKeepalive,
+    /// How large a datagram gets through is to be found out, or again (RFC 8899).
+    PathMtu,
     /// An SA is due to be replaced or forgotten (RFC 7296, section 2.8).
     Rekey,
     /// The lifetime of the authentication ends soon (RFC 4478).

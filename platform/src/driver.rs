@@ -13,7 +13,7 @@ use peregrine_core::command::{
     Answer, Ask, Bound, Command, Endpoint, Event, Happening, HostFault, Path, Prompt, State, Status, Traffic,
     Transmit, Transport,
 };
-use peregrine_core::esp::clamp_mss;
+use peregrine_core::esp::{self, clamp_mss};
 use peregrine_core::plan::Plan;
 use peregrine_core::timer::Instant;
 use tokio::sync::mpsc;
@@ -265,10 +265,10 @@ impl<'h, H: Host> Driver<'h, H> {
                 continue;
             };
             self.moved = true;
-            let (Some(tun), Some(mtu)) = (&self.tun, self.plans.mtu()) else {
+            let (Some(tun), Some(mtu)) = (&self.tun, self.client.inner_mtu()) else {
                 continue;
             };
-            clamp_mss(packet, mtu);
+            clamp_mss(packet, mtu.octets);
             if let Err(error) = tun.send(packet) {
                 tracing::trace!(%error, "the machine did not take a packet");
             }
@@ -278,14 +278,35 @@ impl<'h, H: Host> Driver<'h, H> {
 
     /// Packets came out of the tunnel device.
     fn seal(&mut self, batch: &mut Batch<()>, now: Instant) {
-        if let Some(mtu) = self.plans.mtu() {
+        if let Some(mtu) = self.client.inner_mtu() {
             for ((), packet) in batch.packets() {
-                clamp_mss(packet, mtu);
-                self.client.handle_packet(packet, &mut self.links, now);
+                clamp_mss(packet, mtu.octets);
+                if packet.len() > usize::from(mtu.octets) && mtu.is_proven {
+                    self.seal_large(packet, mtu.octets, now);
+                } else {
+                    self.client.handle_packet(packet, &mut self.links, now);
+                }
             }
             self.moved = true;
         }
         batch.clear();
+    }
+
+    /// A packet came out of the tunnel device that the path does not carry in one piece: the device's MTU was larger a
+    /// moment ago, or IPv6 does not let it be as small as the path's. Its sender is told, or the packet is fragmented.
+    /// What allows neither is sent as it is.
+    fn seal_large(&mut self, packet: &[u8], mtu: u16, now: Instant) {
+        if let Some(parts) = esp::fragments(packet, mtu) {
+            for part in parts {
+                self.client.handle_packet(&part, &mut self.links, now);
+            }
+        } else if let (Some(tun), Some(answer)) = (&self.tun, esp::too_big(packet, mtu)) {
+            if let Err(error) = tun.send(&answer) {
+                tracing::trace!(%error, "the machine did not take a packet");
+            }
+        } else {
+            self.client.handle_packet(packet, &mut self.links, now);
+        }
     }
 
     /// The tunnel device is gone although nobody asked for that: make the machine equal to the plan again.
@@ -568,11 +589,6 @@ impl<T> Plans<T> {
         if !self.outdated {
             self.running = Some(Box::pin(host.apply(self.wanted.clone())));
         }
-    }
-
-    /// The largest packet in the tunnel.
-    fn mtu(&self) -> Option<u16> {
-        self.wanted.tunnel.as_ref().map(|tunnel| tunnel.mtu)
     }
 }
 

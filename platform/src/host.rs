@@ -185,6 +185,15 @@ pub trait Socket {
     /// is `NetworkDown`.
     fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()>;
 
+    /// Sends one datagram that neither this machine nor a router may fragment, whatever path MTU this machine
+    /// believes in. The same as [`Self::send`] where that is so with every datagram.
+    ///
+    /// # Errors
+    /// Those of [`Self::send`], and one for a datagram that is larger than the interface allows.
+    fn send_whole(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        self.send(remote, datagram)
+    }
+
     /// Ready when there may be room to send.
     ///
     /// # Errors

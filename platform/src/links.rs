@@ -170,11 +170,30 @@ impl<S: Socket, C: Stream> Links<S, C> {
 
     /// Queues a datagram on the socket that its path names; false when that has no room, or there is none.
     pub(crate) fn queue(&mut self, transmit: &Transmit) -> bool {
+        if transmit.is_probe {
+            return self.probe(transmit);
+        }
         if self.push(transmit) {
             return true;
         }
         self.flush();
         self.push(transmit)
+    }
+
+    /// Sends a probe past the queue, in which every datagram is sent in the same way.
+    fn probe(&mut self, transmit: &Transmit) -> bool {
+        let Some(index) = self.position(transmit.path.local) else {
+            return false;
+        };
+        self.touch(index);
+        let sent = self
+            .list
+            .get(index)
+            .map(|link| link.socket.send_whole(transmit.path.remote, &transmit.payload));
+        if let Some(Err(error)) = &sent {
+            tracing::debug!(%error, octets = transmit.payload.len(), "a probe was not sent");
+        }
+        matches!(sent, Some(Ok(())))
     }
 
     fn push(&mut self, transmit: &Transmit) -> bool {
@@ -379,6 +398,8 @@ mod tests {
     #[derive(Default)]
     struct Wire {
         sent: Vec<Vec<u8>>,
+        /// How many of them must not be fragmented.
+        whole: usize,
         room: usize,
         error: Option<io::ErrorKind>,
         inbox: VecDeque<&'static [u8]>,
@@ -445,6 +466,12 @@ mod tests {
             Ok(())
         }
 
+        fn send_whole(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+            self.send(remote, datagram)?;
+            self.wire.borrow_mut().whole += 1;
+            Ok(())
+        }
+
         fn poll_writable(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             if self.wire.borrow().room > 0 {
                 Poll::Ready(Ok(()))
@@ -508,6 +535,7 @@ mod tests {
         Transmit {
             path: Path::udp(fake.local, GATEWAY.parse().unwrap()),
             payload: payload.into(),
+            is_probe: false,
         }
     }
 
@@ -528,6 +556,25 @@ mod tests {
         assert_eq!(counts, [1, 0, 2]);
         let (unknown, _) = Fake::new(9);
         assert!(!links.queue(&transmit(&unknown, b"hello")));
+    }
+
+    #[test]
+    fn a_probe_goes_out_whole_and_at_once() {
+        let (mut links, fakes) = links(2);
+        let probe = |fake| Transmit {
+            is_probe: true,
+            ..transmit(fake, b"hello")
+        };
+        assert!(links.queue(&probe(&fakes[1])));
+        assert_eq!((fakes[1].wire.borrow().whole, fakes[1].sent().len()), (1, 1));
+        assert!(links.queue(&transmit(&fakes[1], b"hello")));
+        links.flush();
+        assert_eq!((fakes[1].wire.borrow().whole, fakes[1].sent().len()), (1, 2));
+        fakes[0].wire.borrow_mut().room = 0;
+        assert!(!links.queue(&probe(&fakes[0])), "it does not wait");
+        assert!(links.has_room());
+        let (unknown, _) = Fake::new(9);
+        assert!(!links.queue(&probe(&unknown)));
     }
 
     #[test]
@@ -653,7 +700,11 @@ mod tests {
 
     fn message(path: Path, payload: &[u8]) -> Transmit {
         let payload = payload.into();
-        Transmit { path, payload }
+        Transmit {
+            path,
+            payload,
+            is_probe: false,
+        }
     }
 
     #[test]

@@ -229,7 +229,8 @@ impl Cast {
             network: NetworkConfig {
                 dns: DnsPolicy::Gateway,
                 domains: vec![],
-                mtu: None,
+                // Stories of other things are told without probes.
+                mtu: Some(1438),
                 tcp_fallback: true,
             },
         }

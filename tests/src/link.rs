@@ -75,6 +75,8 @@ pub struct Interface {
     pub nat: Option<IpAddr>,
     /// The largest IP datagram that is known to get through.
     pub mtu: Option<u16>,
+    /// The largest IP datagram that really gets through, either way. Nobody says so when one does not.
+    pub carries: u16,
     /// It is up, but nothing gets through.
     pub is_dead: bool,
     /// UDP does not get through.
@@ -97,6 +99,7 @@ impl Interface {
             v6: None,
             nat: None,
             mtu: Some(1500),
+            carries: u16::MAX,
             is_dead: false,
             no_udp: false,
             no_tcp: false,
@@ -127,6 +130,12 @@ impl Interface {
     #[must_use]
     pub fn without_udp(self) -> Self {
         Self { no_udp: true, ..self }
+    }
+
+    /// The same with a path that carries IP datagrams of this size at most.
+    #[must_use]
+    pub fn carrying(self, carries: u16) -> Self {
+        Self { carries, ..self }
     }
 
     fn has(&self, address: IpAddr) -> bool {
@@ -303,6 +312,14 @@ impl Link {
         self.interfaces
             .iter()
             .any(|interface| interface.has(address) && !interface.is_dead)
+    }
+
+    /// Whether a datagram with this many octets after the UDP header gets through where the machine has this address.
+    #[must_use]
+    pub fn is_carried(&self, address: IpAddr, payload: usize) -> bool {
+        let headers = if address.is_ipv4() { 28 } else { 48 };
+        let interface = self.interfaces.iter().find(|interface| interface.has(address));
+        interface.is_none_or(|interface| payload + headers <= usize::from(interface.carries))
     }
 
     fn nat_of(&self, address: IpAddr) -> Option<IpAddr> {

@@ -491,6 +491,9 @@ impl World {
         if path.is_tcp() {
             return self.carry_frame(path, &datagram);
         }
+        if !self.link.is_carried(path.local.ip(), datagram.len()) {
+            return;
+        }
         let Some(seen) = self.link.up(path, self.now) else {
             return;
         };
@@ -510,6 +513,9 @@ impl World {
             let Some(seen) = self.link.down(path, self.now) else {
                 continue;
             };
+            if !self.link.is_carried(seen.local.ip(), datagram.len()) {
+                continue;
+            }
             for delay in self.link.carry(Way::Down, path.local.port(), &datagram) {
                 let mut copy = datagram.clone();
                 self.link.damage(&mut copy);

@@ -35,6 +35,15 @@ use crate::wire::{Message, Payload};
 /// No more SAs wait for the confirmation of their Delete at once.
 const MAX_RETIRED: usize = 4;
 
+/// How large an inner packet may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InnerMtu {
+    /// The largest that the path carries, in octets.
+    pub octets: u16,
+    /// It was found out, or is the profile's: what is larger does not get through. Else it is a cautious beginning.
+    pub is_proven: bool,
+}
+
 /// One client with at most one tunnel.
 pub struct Client {
     io: Io,
@@ -306,6 +315,23 @@ impl Client {
                 None
             }
             packet => self.open(packet, now),
+        }
+    }
+
+    /// The largest inner packet that the path carries, as far as is known; none without a tunnel. It is what TCP's
+    /// segments are sized by, and less than the tunnel device's MTU where that must not be as small (IPv6's 1280).
+    #[must_use]
+    pub fn inner_mtu(&self) -> Option<InnerMtu> {
+        match &self.phase {
+            Phase::Up(up) => up.sa.established().map(|sa| InnerMtu {
+                octets: sa.inner_mtu(),
+                is_proven: sa.is_mtu_proven(),
+            }),
+            Phase::Lost(lost) => Some(InnerMtu {
+                octets: lost.tunnel.mtu,
+                is_proven: false,
+            }),
+            Phase::Idle | Phase::Connecting(_) | Phase::Leaving(_) => None,
         }
     }
 

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::attempt::{Attempt, Ready};
 use super::lost::{Lost, after_refusal, is_final};
 use super::switch::Switch;
@@ -24,8 +26,6 @@ use crate::timer::{Instant, Timer};
 
 /// Longer than any SA lives.
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
-/// The path MTU to assume when the host knows none: Ethernet's.
-const DEFAULT_MTU: u16 = 1500;
 /// More addresses of the gateway than these are not looked for.
 const MAX_REMOTES: usize = 8;
 /// How long a path that was left still brings what was on its way.
@@ -57,6 +57,8 @@ pub(super) struct Up {
     addresses: Vec<IpAddr>,
     /// The name was asked for again.
     resolving: bool,
+    /// The way that the SA takes was asked for, for what the host knows of its MTU.
+    asked_way: Option<Endpoint>,
     /// The ways that are being asked for.
     search: Option<Search>,
     /// When they were last asked for.
@@ -97,13 +99,15 @@ impl Up {
     pub(super) fn new(ready: Ready, now: Instant) -> Option<Self> {
         let Ready {
             config,
-            sa,
+            mut sa,
             bound,
             addresses,
         } = ready;
-        let tunnel = tunnel_config(&config, sa.established()?, bound.mtu);
         let mut switch = Switch::new(now);
         switch.arrived(bound.path, now);
+        let established = sa.established_mut()?;
+        established.arrive(bound.mtu, None);
+        let tunnel = tunnel_config(&config, established);
         Some(Self {
             config,
             sa,
@@ -118,6 +122,7 @@ impl Up {
             ticket: None,
             addresses,
             resolving: false,
+            asked_way: None,
             search: None,
             searched_at: now,
             left: Vec::new(),
@@ -298,6 +303,16 @@ impl Up {
             Answer::Bound(remote, result) if self.switch_answered(*remote, result, cx) => {
                 self.news.append(cx.news);
             }
+            Answer::Bound(remote, result) if self.asked_way == Some(*remote) => {
+                self.asked_way = None;
+                if let Ok(bound) = result
+                    && let Some(mtu) = bound.mtu
+                    && let Some(established) = self.sa.established_mut()
+                    && established.path() == bound.path
+                {
+                    established.note_way_mtu(mtu);
+                }
+            }
             Answer::Resolved { name, result } if self.resolving && self.is_gateway(name) => {
                 self.resolving = false;
                 let known = self.remotes();
@@ -423,6 +438,9 @@ impl Up {
             if was_offline || cx.now >= established.last_heard() + FRESH {
                 established.check(cx);
             }
+            if let Some(mtu) = self.ways.first().and_then(|way| way.mtu) {
+                established.note_way_mtu(mtu);
+            }
             self.news.append(cx.news);
             if was_offline {
                 self.restart_beside(events, cx);
@@ -542,6 +560,21 @@ impl Up {
         }
         self.switch.arrived(path, now);
     }
+
+    /// Makes the tunnel as large as the path is known to carry.
+    fn follow_mtu(&mut self, events: &mut VecDeque<Event>) {
+        let Some(established) = self.sa.established() else {
+            return;
+        };
+        let mtu = tunnel_mtu(established);
+        if mtu != self.tunnel.mtu {
+            self.tunnel.mtu = mtu;
+            self.changed = true;
+            events.push_back(Event::Plan(Plan {
+                tunnel: Some(self.tunnel.clone()),
+            }));
+        }
+    }
 }
 
 impl Client {
@@ -578,6 +611,7 @@ impl Client {
                 }
             }
         }
+        up.follow_mtu(&mut self.io.events);
         let changed = std::mem::take(&mut up.changed);
         self.phase = Phase::Up(up);
         if changed {
@@ -595,6 +629,10 @@ impl Client {
             }
             News::Roamed(roam) => {
                 up.note_way(roam.to, now);
+                let mtu = up.bound.mtu;
+                if let Some(established) = up.sa.established_mut() {
+                    established.settle_on(mtu);
+                }
                 self.well_again(up, now);
                 // TCP was tried, and then UDP was well again.
                 if roam.from != roam.to || roam.means != Means::Mobike {
@@ -630,6 +668,13 @@ impl Client {
                     Renewal::Redirected(redirect) => up.follow(&redirect, events, &mut cx),
                 }
             }
+            News::AskWay => {
+                if let Some(established) = up.sa.established() {
+                    let gateway = established.path().gateway();
+                    up.asked_way = Some(gateway);
+                    self.io.events.push_back(Event::Ask(Ask::Bind(gateway)));
+                }
+            }
             News::Stage(_) | News::Prompt(_) | News::Fetch(_) | News::Up | News::Closed | News::Failed(_) => {
             }
             News::NeedsConnection => up.connect(&mut self.io.events),
@@ -657,13 +702,15 @@ impl Client {
     }
 
     /// The fresh SA takes the place of the one that is up.
-    fn take_over(&mut self, mut up: Box<Up>, ready: Ready, now: Instant) {
+    fn take_over(&mut self, mut up: Box<Up>, mut ready: Ready, now: Instant) {
         let Some(beside) = up.beside.take() else { return };
-        let Some(established) = ready.sa.established() else {
+        let Some(established) = ready.sa.established_mut() else {
             return;
         };
-        let tunnel = tunnel_config(&ready.config, established, ready.bound.mtu);
         let (from, to, resumed) = (up.bound.path, established.path(), established.is_resumed);
+        let old = up.sa.established().filter(|old| old.path() == to);
+        established.arrive(ready.bound.mtu, old.and_then(Established::proven_mtu));
+        let tunnel = tunnel_config(&ready.config, established);
         let mut old = std::mem::replace(&mut up.sa, ready.sa);
         // The way that it took may not be there any more. A connection belongs to one SA (RFC 9329, section 6.1).
         if let Some(old) = old.established_mut().filter(|_| !from.is_tcp() && !to.is_tcp()) {
@@ -750,27 +797,25 @@ pub(super) const fn new_or_resumed(resumed: bool) -> Means {
     if resumed { Means::Resumption } else { Means::NewSa }
 }
 
-pub(super) fn tunnel_config(
-    config: &SaConfig,
-    established: &Established,
-    path_mtu: Option<u16>,
-) -> TunnelConfig {
+fn tunnel_config(config: &SaConfig, established: &Established) -> TunnelConfig {
     let profile = &config.profile;
     let network = &established.network;
-    let outer_v6 = established.path().remote.is_ipv6();
-    let computed = esp::inner_mtu(
-        path_mtu.unwrap_or(DEFAULT_MTU),
-        outer_v6,
-        established.child_suite.cipher,
-    );
     TunnelConfig {
         addresses: network.assigned.addresses.clone(),
         routes: network.routes.clone(),
         excluded: profile.child.exclude.clone(),
         refused: network.refused.clone(),
         dns: network.dns(profile),
-        mtu: profile.network.mtu.unwrap_or(computed),
+        mtu: tunnel_mtu(established),
     }
+}
+
+/// The tunnel device's MTU. Below 1280 octets a device has no IPv6.
+fn tunnel_mtu(established: &Established) -> u16 {
+    let addresses = &established.network.assigned.addresses;
+    let has_ipv6 = addresses.iter().any(|net| matches!(net, IpNet::V6(_)));
+    let mtu = established.inner_mtu();
+    if has_ipv6 { mtu.max(esp::MIN_MTU) } else { mtu }
 }
 
 impl Up {

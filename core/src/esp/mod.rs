@@ -15,7 +15,7 @@ mod tests;
 
 pub use inbound::Inbound;
 pub use mss::clamp_mss;
-pub use mtu::{MIN_MTU, inner_mtu, too_big};
+pub use mtu::{MIN_MTU, fragments, inner_mtu, outer_len, too_big};
 pub use outbound::Outbound;
 pub use replay::WINDOW;
 pub use selector::Selectors;

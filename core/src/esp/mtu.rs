@@ -12,30 +12,47 @@ pub const MIN_MTU: u16 = 1280;
 const UDP_HEADER: usize = 8;
 
 /// The largest inner packet, in octets, that travels in one outer packet of `outer_mtu` octets, over IPv4 or IPv6
-/// with ESP in UDP: 1438 in 1500 over IPv4 for every AEAD. Never less than [`MIN_MTU`]: below, the outer packets
-/// are to be fragmented.
+/// with ESP in UDP: 1438 in 1500 over IPv4 for every AEAD.
 #[must_use]
 pub const fn inner_mtu(outer_mtu: u16, ipv6_outer: bool, suite: CipherSuite) -> u16 {
-    let ip_header = if ipv6_outer { 40 } else { 20 };
-    let overhead = ip_header + UDP_HEADER + HEADER + suite.iv_len() + suite.icv_len();
-    let room = (outer_mtu as usize).saturating_sub(overhead);
-    let inner = (room - room % alignment(suite)).saturating_sub(TRAILER);
-    if inner < MIN_MTU as usize {
-        MIN_MTU
+    let room = (outer_mtu as usize).saturating_sub(overhead(ipv6_outer, suite));
+    (room - room % alignment(suite)).saturating_sub(TRAILER) as u16
+}
+
+/// The octets of the outer packet that an inner one of `inner` octets becomes, with the same headers as
+/// [`inner_mtu`] has in mind.
+#[must_use]
+pub const fn outer_len(inner: u16, ipv6_outer: bool, suite: CipherSuite) -> u16 {
+    let padded = (inner as usize + TRAILER).next_multiple_of(alignment(suite));
+    let len = overhead(ipv6_outer, suite) + padded;
+    if len > u16::MAX as usize {
+        u16::MAX
     } else {
-        inner as u16
+        len as u16
     }
+}
+
+/// The outer headers, the initialization vector and the integrity check value.
+const fn overhead(ipv6_outer: bool, suite: CipherSuite) -> usize {
+    let ip_header = if ipv6_outer { 40 } else { 20 };
+    ip_header + UDP_HEADER + HEADER + suite.iv_len() + suite.icv_len()
 }
 
 /// The ICMP message that makes the sender of `packet` send smaller ones: "fragmentation needed" (RFC 1191,
 /// section 4) or "packet too big" (RFC 4443, section 3.2) with `mtu`. It seems to come from the packet's
-/// destination, the only address beyond the tunnel that is known to have a way back.
+/// destination, the only address beyond the tunnel that is known to have a way back. To IPv6 it never says less than
+/// [`MIN_MTU`], which nobody would believe (RFC 8201, section 4).
 ///
 /// `None` when nothing is to be said: the packet fits, its sender wants it fragmented rather than refused, or
 /// ICMP forbids an answer (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
 #[must_use]
 pub fn too_big(packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
     let inner = Inner::parse(packet).ok()?;
+    let mtu = if inner.source.is_ipv6() {
+        mtu.max(MIN_MTU)
+    } else {
+        mtu
+    };
     if inner.len <= usize::from(mtu) || !inner.may_be_answered() {
         return None;
     }
@@ -79,6 +96,44 @@ pub fn too_big(packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
         }
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => None,
     }
+}
+
+/// The fragments, of at most `mtu` octets each, of an IPv4 packet whose sender allows them (RFC 791, section 3.2).
+/// One with options is left alone: some of them belong into every fragment, and some do not.
+///
+/// `None` when the packet fits, must not be fragmented, or cannot be.
+#[must_use]
+pub fn fragments(packet: &[u8], mtu: u16) -> Option<Vec<Vec<u8>>> {
+    const DONT_FRAGMENT: u16 = 0x4000;
+    const MORE_FRAGMENTS: u16 = 0x2000;
+    const OFFSET: u16 = 0x1fff;
+    let inner = Inner::parse(packet).ok()?;
+    let packet = packet.get(..inner.len)?;
+    let (header, data) = packet.split_first_chunk::<20>()?;
+    let flags = u16::from_be_bytes([header[6], header[7]]);
+    if header[0] != 0x45 || inner.len <= usize::from(mtu) || flags & DONT_FRAGMENT != 0 {
+        return None;
+    }
+    let room = usize::from(mtu).checked_sub(header.len())? / 8;
+    let mut offset = flags & OFFSET;
+    let mut chunks = data.chunks((room > 0).then_some(room * 8)?).peekable();
+    let mut all = Vec::new();
+    while let Some(chunk) = chunks.next() {
+        let more = if chunks.peek().is_some() {
+            MORE_FRAGMENTS
+        } else {
+            flags & MORE_FRAGMENTS
+        };
+        let mut head = *header;
+        head[2..4].copy_from_slice(&((header.len() + chunk.len()) as u16).to_be_bytes());
+        head[6..8].copy_from_slice(&(more | offset).to_be_bytes());
+        head[10..12].fill(0);
+        let sum = checksum(&[&head]).to_be_bytes();
+        head[10..12].copy_from_slice(&sum);
+        all.push([&head, chunk].concat());
+        offset = offset.checked_add(room as u16)?;
+    }
+    Some(all)
 }
 
 /// The Internet checksum (RFC 1071) over parts, all but the last of an even length.
@@ -128,11 +183,24 @@ mod tests {
     }
 
     #[test]
-    fn it_never_falls_below_what_ipv6_needs() {
-        for outer in [0, 1, 576, 1280, 1341] {
-            assert_eq!(inner_mtu(outer, false, GCM), 1280);
+    fn small_paths_carry_little() {
+        let inner = |outer| inner_mtu(outer, false, GCM);
+        assert_eq!([0, 1, 61, 576, 1280, 1343].map(inner), [0, 0, 0, 514, 1218, 1278]);
+        assert_eq!([1344, 1347, 1348].map(inner), [1282, 1282, 1286]);
+    }
+
+    #[test]
+    fn an_outer_packet_is_as_long_as_its_inner_one_needs() {
+        assert_eq!(outer_len(1280, false, GCM), 1344);
+        assert_eq!(outer_len(1280, true, GCM), 1364);
+        assert_eq!(outer_len(u16::MAX, false, GCM), u16::MAX);
+        for suite in [GCM, CHACHA, cbc(Integ::HmacSha1_96)] {
+            for outer in 576..1501 {
+                let inner = inner_mtu(outer, true, suite);
+                assert!(outer_len(inner, true, suite) <= outer);
+                assert!(outer_len(inner + 1, true, suite) > outer);
+            }
         }
-        assert_eq!(inner_mtu(1346, false, GCM), 1282);
     }
 
     #[test]
@@ -190,6 +258,37 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_fragmented_is() {
+        let mut packet = large_v4(1500);
+        assert_eq!(fragments(&packet, 1218), None, "it must not be");
+        packet[6..8].copy_from_slice(&[0, 0]);
+        assert_eq!(fragments(&packet, 1500), None, "it fits");
+        let sum = checksum(&[&packet[..20]]).to_be_bytes();
+        packet[10..12].copy_from_slice(&sum);
+        let parts = fragments(&packet, 1218).expect("it may be");
+        // 1218 - 20 = 1198, of which 149 * 8 = 1192 go into each but the last.
+        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [1212, 308]);
+        assert_eq!([&parts[0][20..], &parts[1][20..]].concat(), packet[20..]);
+        assert_eq!(
+            (&parts[0][6..8], &parts[1][6..8]),
+            (&[0x20, 0][..], &[0, 149][..])
+        );
+        for part in &parts {
+            assert_eq!(checksum(&[&part[..20]]), 0);
+            assert_eq!(usize::from(u16::from_be_bytes([part[2], part[3]])), part.len());
+        }
+        // A fragment is cut again where it stands.
+        let again = fragments(&parts[0], 700).expect("it may be");
+        assert_eq!(
+            again.iter().map(|part| [part[6], part[7]]).collect::<Vec<_>>(),
+            [[0x20, 0], [0x20, 85]]
+        );
+        assert_eq!(fragments(&packet, 27), None, "nothing would fit");
+        assert_eq!(fragments(&large_v6(1500), 1218), None);
+        assert_eq!(fragments(&[], 1218), None);
+    }
+
+    #[test]
     fn an_ipv6_sender_hears_the_mtu() {
         let packet = large_v6(1500);
         let answer = too_big(&packet, 1418).expect("it is larger");
@@ -209,6 +308,7 @@ mod tests {
     fn nothing_is_said_where_nothing_may_be() {
         assert_eq!(too_big(&large_v4(1438), 1438), None);
         assert_eq!(too_big(&large_v6(1438), 1438), None);
+        assert_eq!(too_big(&large_v6(1280), 1218), None, "IPv6 needs it");
         assert_eq!(too_big(&[], 1438), None);
         let with = |packet: Vec<u8>, at: usize, octets: &[u8]| {
             let mut packet = packet;

@@ -10,7 +10,7 @@ use super::{Cx, datagram};
 use crate::command::{Path, Transmit};
 use crate::crypto::CryptoError;
 use crate::timer::{Instant, Timer};
-use crate::wire::iana::{ExchangeType, PayloadType};
+use crate::wire::iana::{ExchangeType, NotifyType, PayloadType};
 use crate::wire::{
     self, DecodeError, EncodeError, Flags, Header, IkeSpi, Payload, Reassembly, authenticated_octets,
     covered_head, decode_payloads, encode_payloads, open_sealed, seal_fragments,
@@ -40,6 +40,8 @@ pub(crate) struct Opened {
     covered: Vec<u8>,
     first: PayloadType,
     body: Zeroizing<Vec<u8>>,
+    /// It answers a probe that was sent once, and nothing else.
+    pub(crate) answers_probe: bool,
 }
 
 impl Opened {
@@ -60,6 +62,17 @@ struct Outstanding {
     body: Zeroizing<Vec<u8>>,
     messages: Vec<Vec<u8>>,
     backoff: Backoff,
+    probe: Probe,
+}
+
+/// Whether a request is there to find out whether a datagram of its size gets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    No,
+    /// The large datagram alone is on its way.
+    Alone,
+    /// It seems to be lost, and a short request with the same message ID goes out with it.
+    WithTwin,
 }
 
 /// The last request of the gateway's, answered.
@@ -159,6 +172,7 @@ impl Channel {
 
     /// The network changed: what is unanswered is sent again at once, and then in quick succession.
     pub(crate) fn hurry(&mut self, cx: &mut Cx<'_>) {
+        self.add_twin();
         if let Some(request) = &mut self.outstanding {
             request.backoff = Backoff::quick(cx.now, cx.rng);
             self.send_again(cx);
@@ -184,6 +198,7 @@ impl Channel {
 
     /// What is unanswered is sent again at once and then in quick succession; it has waited as long as before.
     pub(crate) fn ask_again(&mut self, cx: &mut Cx<'_>) {
+        self.add_twin();
         if let Some(request) = &mut self.outstanding {
             request.backoff.hurry(cx.now, cx.rng);
             self.send_again(cx);
@@ -220,6 +235,7 @@ impl Channel {
 
     /// Sends the outstanding request on another path too, and leaves everything else as it is (RFC 4555, section 3.5).
     pub(crate) fn try_path(&mut self, path: Path, cx: &mut Cx<'_>) {
+        self.add_twin();
         if let Some(mut request) = self.outstanding.take() {
             self.fit(&mut request, path);
             self.send_on(path, &request.messages, cx);
@@ -228,11 +244,11 @@ impl Channel {
     }
 
     /// Makes the outstanding request one that `path` can carry: over TCP it is in one piece, over UDP in fragments (RFC
-    /// 9329, section 7.5).
+    /// 9329, section 7.5). A probe stays as it is.
     fn fit(&mut self, request: &mut Outstanding, path: Path) {
-        let max = self.largest(path, self.fragment_size);
+        let max = Self::largest(path, self.fragment_size);
         let fits = request.messages.iter().all(|message| message.len() <= max);
-        if fits && !(path.is_tcp() && request.messages.len() > 1) {
+        if request.probe != Probe::No || (fits && !(path.is_tcp() && request.messages.len() > 1)) {
             return;
         }
         // Other cuts are other plaintexts: sealed anew, under new initialization vectors.
@@ -271,6 +287,7 @@ impl Channel {
         cx.out.push_back(Transmit {
             path: self.path,
             payload: Box::new([0xff]),
+            is_probe: false,
         });
         self.last_out = cx.now;
     }
@@ -291,10 +308,15 @@ impl Channel {
 
     /// Sends the outstanding request again if it is time. After sleep the waiting begins anew: nobody could answer.
     pub(crate) fn handle_timeout(&mut self, cx: &mut Cx<'_>) {
+        let Some(due) = self.outstanding.as_ref().map(|request| request.backoff.due()) else {
+            return;
+        };
+        if cx.now >= due {
+            self.add_twin();
+        }
         let Some(request) = &mut self.outstanding else {
             return;
         };
-        let due = request.backoff.due();
         if cx.now >= due + SLEPT {
             request.backoff = Backoff::start(cx.now, cx.rng);
             self.send_again(cx);
@@ -310,11 +332,22 @@ impl Channel {
         payloads: &[Payload<'_>],
         cx: &mut Cx<'_>,
     ) -> Result<(), EncodeError> {
+        self.request_in(self.fragment_size, exchange, payloads, cx)
+    }
+
+    /// Sends a request in datagrams of at most this size, or in one.
+    fn request_in(
+        &mut self,
+        fragment_size: Option<u16>,
+        exchange: ExchangeType,
+        payloads: &[Payload<'_>],
+        cx: &mut Cx<'_>,
+    ) -> Result<(), EncodeError> {
         debug_assert!(self.is_free(), "the request window is one");
         let mut body = Zeroizing::new(Vec::new());
         let first = encode_payloads(payloads, &mut body)?;
         let header = self.header(exchange, self.next_id, false);
-        let messages = self.seal(header, payloads, self.fragment_size, self.path)?;
+        let messages = self.seal(header, payloads, fragment_size, self.path)?;
         self.next_id = self.next_id.saturating_add(1);
         self.responses.clear();
         self.send(&messages, cx);
@@ -325,8 +358,55 @@ impl Channel {
             body,
             messages,
             backoff,
+            probe: Probe::No,
         });
         Ok(())
+    }
+
+    /// Asks for nothing, in an IP datagram of `size` octets or of the few less that the cipher's blocks allow; how many
+    /// it has. It must not be lost with everything that waits for the window: without an answer within `wait` it gets a
+    /// short twin, an empty request with the same message ID, and is from then on a request like any other.
+    ///
+    /// A gateway that has not seen the large one answers the twin. One that has, and whose answer was lost, sees both the
+    /// same octets again, as RFC 7296 (section 2.1) wants them, and a message ID that it has answered. As both ask for
+    /// nothing, its answer is right for either.
+    pub(crate) fn probe(
+        &mut self,
+        size: u16,
+        padding: NotifyType,
+        wait: Duration,
+        cx: &mut Cx<'_>,
+    ) -> Result<u16, EncodeError> {
+        const NOTIFY_HEADER: usize = 8;
+        let max = usize::from(size).saturating_sub(overhead(self.path));
+        let room = wire::sealed_room(self.keys.seal.suite(), max);
+        let data = vec![0; room.saturating_sub(NOTIFY_HEADER)];
+        let payload = super::notify(padding, &data);
+        self.request_in(None, ExchangeType::INFORMATIONAL, &[payload], cx)?;
+        let len = self.outstanding.as_mut().map_or(0, |request| {
+            request.probe = Probe::Alone;
+            request.backoff = Backoff::probe(wait, cx.now, cx.rng);
+            request.messages.iter().map(Vec::len).sum()
+        });
+        if let Some(sent) = cx.out.back_mut() {
+            sent.is_probe = true;
+        }
+        Ok(u16::try_from(len.saturating_add(overhead(self.path))).unwrap_or(u16::MAX))
+    }
+
+    /// A probe is to be sent again: its twin goes with it.
+    fn add_twin(&mut self) {
+        let Some(mut request) = self.outstanding.take() else {
+            return;
+        };
+        if request.probe == Probe::Alone {
+            request.probe = Probe::WithTwin;
+            let header = self.header(request.exchange, self.next_id.saturating_sub(1), false);
+            if let Ok(twin) = self.seal(header, &[], None, self.path) {
+                request.messages.splice(..0, twin);
+            }
+        }
+        self.outstanding = Some(request);
     }
 
     /// Sends a request whose response nobody waits for: the SA is given up.
@@ -368,7 +448,8 @@ impl Channel {
             return;
         }
         self.fit(&mut request, self.path);
-        let cut_smaller = self.fragment_size.is_some_and(|size| size > SAFE_DATAGRAM)
+        let cut_smaller = request.probe == Probe::No
+            && self.fragment_size.is_some_and(|size| size > SAFE_DATAGRAM)
             && request.messages.len() > 1
             && request.backoff.transmissions() == 2;
         if cut_smaller {
@@ -452,11 +533,13 @@ impl Channel {
         };
         // Only what is new shows that the peer lives: anybody can replay (RFC 7296, section 2.4).
         self.last_in = cx.now;
+        let mut answers_probe = false;
         if response {
-            if let Some(request) = self.outstanding.take()
-                && request.backoff.transmissions() == 1
-            {
-                self.round_trip = Some(cx.now.since(request.backoff.started()));
+            if let Some(request) = self.outstanding.take() {
+                answers_probe = request.probe == Probe::Alone;
+                if request.backoff.transmissions() == 1 {
+                    self.round_trip = Some(cx.now.since(request.backoff.started()));
+                }
             }
             self.responses.clear();
         } else {
@@ -469,6 +552,7 @@ impl Channel {
             covered,
             first,
             body: Zeroizing::new(body),
+            answers_probe,
         })
     }
 
@@ -490,14 +574,9 @@ impl Channel {
     }
 
     /// The largest message that `path` can carry, when no IP datagram may be larger than `datagram`.
-    fn largest(&self, path: Path, datagram: Option<u16>) -> usize {
-        let overhead = if path.remote.is_ipv4() {
-            OVERHEAD_V4
-        } else {
-            OVERHEAD_V6
-        };
+    const fn largest(path: Path, datagram: Option<u16>) -> usize {
         match datagram {
-            Some(size) if !path.is_tcp() => usize::from(size).saturating_sub(overhead),
+            Some(size) if !path.is_tcp() => (size as usize).saturating_sub(overhead(path)),
             Some(_) | None => UNFRAGMENTED,
         }
     }
@@ -509,7 +588,7 @@ impl Channel {
         datagram: Option<u16>,
         path: Path,
     ) -> Result<Vec<Vec<u8>>, EncodeError> {
-        let max = self.largest(path, datagram);
+        let max = Self::largest(path, datagram);
         seal_fragments(header, payloads, &self.keys.seal, &mut self.keys.next_iv, max)
     }
 
@@ -522,6 +601,15 @@ impl Channel {
             cx.out.push_back(datagram(path, message));
         }
         self.last_out = cx.now;
+    }
+}
+
+/// What IP, UDP and the non-ESP marker add to a message.
+const fn overhead(path: Path) -> usize {
+    if path.remote.is_ipv4() {
+        OVERHEAD_V4
+    } else {
+        OVERHEAD_V6
     }
 }
 

@@ -14,6 +14,7 @@ use super::followup::{FollowUp, Pending};
 use super::make_child::{MakeChild, Pfs};
 use super::mobility::{Mobility, Update};
 use super::nat::Nat;
+use super::pmtu::PathMtu;
 use super::proof::PeerVerified;
 use super::rekey_ike::{Heir, Old, RekeyIke};
 use super::resume::{Identities, Ticket, Tickets};
@@ -65,6 +66,8 @@ pub(crate) struct Established {
     pub(crate) since: UnixTime,
     pub(super) made_at: Instant,
     pub(crate) mobility: Mobility,
+    /// How large a datagram the path carries.
+    pub(super) pmtu: PathMtu,
     /// Our request that is unanswered.
     pub(super) doing: Doing,
     /// When the IKE SA is replaced, and when it must not be used any longer.
@@ -102,6 +105,11 @@ pub(crate) struct Established {
 pub(super) enum Doing {
     Nothing,
     Liveness,
+    /// Whether a datagram of a size gets through, and how many octets it really has.
+    Probe {
+        size: u16,
+        len: u16,
+    },
     Update(Box<Update>),
     DeleteChildren(Vec<EspSpi>),
     MakeChild(Box<MakeChild>),
@@ -159,6 +167,7 @@ impl Established {
         let rekey_at = cx.now + early(ike_rekey, cx.rng);
         let pfs = Pfs::wanted(&config.profile.child);
         let mobility = Mobility::new(config.profile.ike.mobike, payloads);
+        let pmtu = PathMtu::new(config.profile.network.mtu);
         let mut sa = Self {
             config,
             channel,
@@ -173,6 +182,7 @@ impl Established {
             since: cx.unix,
             made_at: cx.now,
             mobility,
+            pmtu,
             doing: Doing::Nothing,
             rekey_at,
             expires_at: rekey_at + grace(ike_rekey),
@@ -271,6 +281,9 @@ impl Established {
             self.unanswered = None;
             self.is_reached = true;
         }
+        if let Ok(packet) = &opened {
+            self.pmtu.note_packet(packet.len(), now);
+        }
         opened
     }
 
@@ -280,6 +293,7 @@ impl Established {
         if sealed.is_ok() {
             self.channel.last_out = now;
             self.unanswered.get_or_insert(now);
+            self.pmtu.note_packet(packet.len(), now);
         }
         sealed
     }
@@ -330,6 +344,7 @@ impl Established {
         tasks
             .into_iter()
             .filter_map(|(at, timer)| Some((at?, timer)))
+            .chain(self.probe_at())
             .min()
     }
 
@@ -446,7 +461,7 @@ impl Established {
         if self.tickets.ask_at.is_some_and(|at| cx.now >= at) {
             return self.ask_ticket(cx);
         }
-        Ok(())
+        self.probe_path(cx)
     }
 
     /// An empty request, or one that also asks how the gateway sees our address: the gateway lives if it answers.
@@ -527,7 +542,7 @@ impl Established {
 
     /// A new and authentic message of the present IKE SA.
     pub(super) fn handle_opened(&mut self, opened: &Opened, cx: &mut Cx<'_>) -> Result<(), End> {
-        self.unanswered = None;
+        let unanswered = self.unanswered.take();
         if !opened.header.flags.response {
             return self.serve(opened, cx);
         }
@@ -541,8 +556,15 @@ impl Established {
         match std::mem::replace(&mut self.doing, Doing::Nothing) {
             Doing::Nothing => Ok(()),
             Doing::Liveness => {
+                if unanswered.is_some_and(|since| cx.now >= since + UNANSWERED) {
+                    self.pmtu.suspect();
+                }
                 self.note_addresses(&payloads);
                 self.compare_mapping(opened.path, &payloads, cx);
+                Ok(())
+            }
+            Doing::Probe { size, len } => {
+                self.probed(size, len, opened.answers_probe, cx.now);
                 Ok(())
             }
             Doing::Update(update) => self.updated(&update, &payloads, cx),

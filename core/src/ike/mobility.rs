@@ -237,7 +237,9 @@ impl Established {
 
     /// The paths that the SA is trying, the present one when it is not moving.
     fn go(&mut self, path: Path, cx: &mut Cx<'_>) {
-        self.channel.path = path;
+        if path != std::mem::replace(&mut self.channel.path, path) {
+            self.leave_path_mtu();
+        }
         if let Some(heir) = &mut self.heir {
             heir.channel.path = path;
         }

@@ -17,6 +17,7 @@ mod make_child;
 mod method;
 mod mobility;
 mod nat;
+mod pmtu;
 mod proof;
 mod redirect;
 mod rekey_ike;
@@ -94,6 +95,8 @@ pub(crate) enum News {
     Renew(Renewal),
     /// What was asked stays without an answer: a new TCP connection may get through (RFC 9329, sections 6.1 and 7.1).
     NeedsConnection,
+    /// What the host knows by now of the present way, to be told with [`Established::note_way_mtu`].
+    AskWay,
 }
 
 /// Why a fresh SA has to take over from one that still works.
@@ -432,6 +435,7 @@ fn datagram(path: Path, message: &[u8]) -> Transmit {
     Transmit {
         path,
         payload: [marker, message].concat().into(),
+        is_probe: false,
     }
 }
 

@@ -35,6 +35,11 @@ impl Backoff {
         Self::waiting(FIRST_QUICK_WAIT, LONGEST_QUICK_WAIT, now, rng)
     }
 
+    /// The same for a request that is sent in another form after `wait`.
+    pub(crate) fn probe(wait: Duration, now: Instant, rng: &mut Rng) -> Self {
+        Self::waiting(wait, LONGEST_WAIT, now, rng)
+    }
+
     /// From now on in quick succession, for what has waited since it was first sent.
     pub(crate) fn hurry(&mut self, now: Instant, rng: &mut Rng) {
         *self = Self {

@@ -353,7 +353,7 @@ pub struct NetworkConfig {
     pub dns: DnsPolicy,
     /// Domains to resolve through the tunnel; by default the gateway's.
     pub domains: Vec<String>,
-    /// The largest inner packet in octets; by default computed for the path and the suite.
+    /// The largest inner packet in octets; by default what probes of the path find out.
     pub mtu: Option<u16>,
     /// TCP is tried where UDP does not get through (RFC 9329).
     pub tcp_fallback: bool,

@@ -39,7 +39,7 @@ pub use payload::{
 };
 pub use reassembly::{MAX_FRAGMENTS, MAX_REASSEMBLED, Reassembly};
 pub use sa::{Attribute, AttributeValue, Proposal, Transform};
-pub use sealed::{OpenError, OpenedBody, open_sealed, seal_fragments, seal_message};
+pub use sealed::{OpenError, OpenedBody, open_sealed, seal_fragments, seal_message, sealed_room};
 pub use stream::{MAX_FRAME, STREAM_PREFIX, StreamError, StreamReader, StreamWriter};
 pub use ts::{TrafficSelector, Ts};
 

@@ -202,6 +202,16 @@ pub fn seal_fragments(
         .collect()
 }
 
+/// The most octets of payloads that fit into a message of at most `max` octets with one SK payload; `max` counts from
+/// the IKE header on.
+#[must_use]
+pub fn sealed_room(suite: CipherSuite, max: usize) -> usize {
+    let text = max.saturating_sub(Header::LEN + SK_HEADER + suite.iv_len() + suite.icv_len());
+    let blocks = text.checked_div(suite.block_len()).unwrap_or(text);
+    // The last octet is the length of the padding.
+    (blocks * suite.block_len().max(1)).saturating_sub(1)
+}
+
 /// How long `len` octets of payloads become: initialization vector, text with padding, integrity check value.
 fn sealed_len(suite: CipherSuite, len: usize) -> usize {
     let text = len.saturating_add(1).next_multiple_of(suite.block_len().max(1));

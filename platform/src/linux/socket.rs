@@ -216,7 +216,7 @@ pub(super) fn marked_udp(address: SocketAddr) -> io::Result<socket2::Socket> {
     socket.set_nonblocking(true)?;
     socket.set_mark(MARK)?;
     // The path MTU discovery stays at the kernel's default, "want": DF is set, and the kernel fragments what is larger
-    // than the path that it knows. An IKE message for a gateway without fragmentation of its own (RFC 7383) still
+    // than the path that it knows (probes apart, see `send_whole`). An IKE message for a gateway without fragmentation of its own (RFC 7383) still
     // gets through, and so does a full ESP packet after the path has become narrower.
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -267,6 +267,17 @@ impl host::Socket for Socket {
         }
     }
 
+    fn send_whole(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        let set = |ipv4, ipv6| match remote {
+            SocketAddr::V4(_) => setsockopt(&self.socket, options::MtuDiscover, &ipv4),
+            SocketAddr::V6(_) => setsockopt(&self.socket, options::Ipv6MtuDiscover, &ipv6),
+        };
+        set(libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE)?;
+        let sent = host::Socket::send(self, remote, datagram);
+        set(libc::IP_PMTUDISC_WANT, libc::IPV6_PMTUDISC_WANT)?;
+        sent
+    }
+
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.socket.poll_send_ready(cx)
     }
@@ -282,6 +293,22 @@ mod options {
         GetOnly,
         libc::IPPROTO_IPV6,
         libc::IPV6_MTU,
+        libc::c_int
+    );
+    sockopt_impl!(
+        /// Whether datagrams may be fragmented, and which path MTU counts.
+        MtuDiscover,
+        SetOnly,
+        libc::IPPROTO_IP,
+        libc::IP_MTU_DISCOVER,
+        libc::c_int
+    );
+    sockopt_impl!(
+        /// The same for IPv6.
+        Ipv6MtuDiscover,
+        SetOnly,
+        libc::IPPROTO_IPV6,
+        libc::IPV6_MTU_DISCOVER,
         libc::c_int
     );
     sockopt_impl!(

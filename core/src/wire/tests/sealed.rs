@@ -474,3 +474,29 @@ fn a_message_that_becomes_too_large_is_dropped() {
     assert_eq!(reassembly.add(1, 2, 3, PayloadType::NONE, &[1]), None);
     assert!(reassembly.add(1, 3, 3, PayloadType::NONE, &[1]).is_some());
 }
+
+#[test]
+fn what_has_room_fits_and_more_does_not() {
+    let gcm = CipherSuite {
+        encr: Encr::AesGcm16 { bits: 256 },
+        integ: None,
+    };
+    let cbc = CipherSuite {
+        encr: Encr::AesCbc { bits: 256 },
+        integ: Some(Integ::HmacSha2_256_128),
+    };
+    for suite in [gcm, cbc] {
+        let len = |room: usize| {
+            let data = vec![0; room - 8];
+            let payload = Payload::Notify(Notify::new(NotifyType(50_000), &data));
+            seal_message(header(), &[payload], &key(suite), &mut 0)
+                .unwrap()
+                .len()
+        };
+        for max in 200..300 {
+            let room = sealed_room(suite, max);
+            assert!(len(room) <= max && len(room + 1) > max, "{room} in {max}");
+        }
+        assert_eq!(sealed_room(suite, 0), 0);
+    }
+}
