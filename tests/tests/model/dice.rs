@@ -57,9 +57,11 @@ pub(crate) enum Step {
 pub(crate) fn networks() -> Vec<Interface> {
     vec![
         Interface::new("wifi", &["10.11.0.2", "2001:db8:11::2"]).behind("198.51.100.11"),
-        Interface::new("lte", &["10.12.0.2"]).behind("198.51.100.12"),
-        Interface::new("six", &["2001:db8:13::2"]),
-        Interface::new("home", &["10.14.0.2"]),
+        Interface::new("lte", &["10.12.0.2"])
+            .behind("198.51.100.12")
+            .carrying(1400),
+        Interface::new("six", &["2001:db8:13::2"]).carrying(1400),
+        Interface::new("home", &["10.14.0.2"]).carrying(1492),
         Interface::new("wire", &["10.15.0.2", "2001:db8:15::2"]),
     ]
 }
@@ -249,6 +251,8 @@ impl Dice {
         if self.one_in(2) {
             profile.gateway.host = Host::Name("vpn.example.org".into());
         }
+        // A number has to fit into every network.
+        profile.network.mtu = self.pick(&[None, Some(1280)]);
         (config, profile)
     }
 }

@@ -128,11 +128,13 @@ impl Story {
         self.checks.look(&self.world);
     }
 
-    /// A packet that there was none like before.
+    /// A packet that there was none like before, every other one as large as the tunnel allows.
     fn packet(&mut self, up: bool) -> Option<Vec<u8>> {
         let inner = self.world.status().addresses.first()?.addr().to_string();
         let mut packet = if up {
-            packet(&inner, "10.9.9.9", 64)
+            let mtu = self.world.client.inner_mtu().map_or(64, |mtu| mtu.octets);
+            let len = if self.serial.is_multiple_of(2) { mtu } else { 64 };
+            packet(&inner, "10.9.9.9", len.into())
         } else {
             packet("10.9.9.9", &inner, 64)
         };
