@@ -484,3 +484,51 @@ fn a_hint_without_proof_is_looked_into_and_not_believed() {
     assert_eq!(world.status().state, State::Connected);
     assert!(reconnects(&world).is_empty());
 }
+
+/// A client that begins to connect while something changes in its networks every second.
+fn connecting(seed: u64) -> World {
+    let cast = Cast::default();
+    let (config, mut profile) = (cast.gateway(AuthKind::Psk), cast.profile(AuthKind::Psk));
+    profile.gateway.host = Host::Name("vpn.example.org".into());
+    let mut world = World::new(Gateway::new(config, 0x47), seed);
+    let addresses = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().unwrap());
+    world.names.insert("vpn.example.org".into(), addresses.to_vec());
+    world.link.interfaces = vec![wifi()];
+    world.link.latency = 600 * MS;
+    world.connect(profile, cast.credentials());
+    world
+}
+
+#[test]
+fn a_network_that_changes_all_the_time_does_not_keep_a_connection_from_coming_about() {
+    let mut world = connecting(34);
+    let begun = world.now;
+    while world.status().state != State::Connected {
+        assert!(world.now.since(begun) < 6 * SECOND, "{:?}", world.status());
+        world.run(SECOND);
+        world.leave("something else");
+    }
+}
+
+#[test]
+fn who_waits_for_an_answer_on_a_network_that_is_gone_begins_anew_on_another() {
+    let mut world = connecting(35);
+    world.run(700 * MS);
+    let begun = world.now;
+    world.move_to(lte());
+    assert!(world.run_until(6 * SECOND, |world| world.status().state == State::Connected));
+    assert!(
+        world.now.since(begun) <= 3 * SECOND,
+        "{:?}",
+        world.now.since(begun)
+    );
+    // And where there is none for a while, with what comes next.
+    let mut world = connecting(36);
+    world.run(700 * MS);
+    world.go_offline();
+    world.run(100 * MS);
+    if world.status().state == State::Connecting {
+        world.move_to(lte());
+        assert!(world.run_until(6 * SECOND, |world| world.status().state == State::Connected));
+    }
+}

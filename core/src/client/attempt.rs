@@ -115,12 +115,17 @@ impl Attempt {
     /// The machine's networks may have changed. Whoever waits for an answer on another one begins anew; what the gateway
     /// has answered goes on.
     pub(super) fn network_changed(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
-        match &self.progress {
+        match &mut self.progress {
             Progress::Resolving(_) => {
                 self.outdated = self.outdated.saturating_add(1);
                 self.begin(events, cx.now);
             }
-            Progress::Racing(_) => self.begin(events, cx.now),
+            // A network that changes again and again must not keep an answer from being waited for.
+            Progress::Racing(race) => {
+                if !race.check(events, cx.now) {
+                    self.begin(events, cx.now);
+                }
+            }
             Progress::Negotiating { bound, .. } => {
                 // Datagrams go the same way as a connection does, and cost nothing to ask about.
                 let remote = Endpoint::udp(bound.path.remote);
@@ -156,6 +161,17 @@ impl Attempt {
                 true
             }
             (Progress::Racing(race), Answer::Bound(remote, result)) => {
+                match race.checked(*remote, result, cx.now) {
+                    Some(true) => {
+                        race.ask(events, cx.now);
+                        return true;
+                    }
+                    Some(false) => {
+                        self.begin(events, cx.now);
+                        return true;
+                    }
+                    None => {}
+                }
                 let (taken, sent) = race.bound(*remote, result.clone(), cx);
                 if sent {
                     self.stage = self.stage.max(Stage::IkeSaInit);

@@ -32,6 +32,8 @@ pub(super) struct Race {
     held_until: Option<Instant>,
     /// A refusal by one address, and when it ends the race.
     refused: Option<(Failure, Instant)>,
+    /// After a change of the network, a way was found unchanged.
+    stays: bool,
 }
 
 struct Candidate {
@@ -42,6 +44,8 @@ struct Candidate {
     progress: Progress,
     /// How often its connection was opened anew.
     reconnects: u8,
+    /// Its way was asked for again.
+    checking: bool,
 }
 
 enum Progress {
@@ -97,7 +101,58 @@ impl Race {
             candidates,
             held_until,
             refused: None,
+            stays: false,
         }
+    }
+
+    /// The network may have changed: the ways of all that wait for an answer are asked for again, and what had none may
+    /// have one. Whether there was anything to ask for.
+    pub(super) fn check(&mut self, events: &mut VecDeque<Event>, now: Instant) -> bool {
+        self.stays = false;
+        for candidate in &mut self.candidates {
+            match &candidate.progress {
+                Progress::Running { .. } => {
+                    candidate.checking = true;
+                    events.push_back(Event::Ask(Ask::Bind(candidate.way())));
+                }
+                Progress::Failed(failure) if matches!(failure.cause, Cause::NoRoute(_)) => {
+                    candidate.progress = Progress::Waiting;
+                    candidate.due = now;
+                }
+                Progress::Waiting
+                | Progress::Binding(_)
+                | Progress::Reconnecting(_)
+                | Progress::Failed(_) => {}
+            }
+        }
+        self.candidates.iter().any(|candidate| candidate.checking)
+    }
+
+    /// What a question of [`Self::check`] found out: whose way is unchanged goes on, and whose is not begins anew. None
+    /// if it was no such question, else whether any way is left, as far as is known.
+    pub(super) fn checked(
+        &mut self,
+        remote: Endpoint,
+        result: &Result<Bound, HostFault>,
+        now: Instant,
+    ) -> Option<bool> {
+        let asked = |candidate: &&mut Candidate| candidate.way() == remote && candidate.checking;
+        let candidate = self.candidates.iter_mut().find(asked)?;
+        candidate.checking = false;
+        if let Progress::Running { bound, .. } = &candidate.progress {
+            let present = bound.path;
+            let is_unchanged = |way: &Bound| {
+                let same_port = present.is_tcp() || way.path.local == present.local;
+                way.path.local.ip() == present.local.ip() && same_port
+            };
+            if result.as_ref().is_ok_and(is_unchanged) {
+                self.stays = true;
+            } else {
+                candidate.progress = Progress::Waiting;
+                candidate.due = now;
+            }
+        }
+        Some(self.stays || self.candidates.iter().any(|candidate| candidate.checking))
     }
 
     pub(super) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
@@ -367,6 +422,7 @@ impl Candidate {
             due,
             progress: Progress::Waiting,
             reconnects: 0,
+            checking: false,
         }
     }
 
@@ -375,6 +431,12 @@ impl Candidate {
             self.progress,
             Progress::Binding(_) | Progress::Running { .. } | Progress::Reconnecting(_)
         )
+    }
+
+    /// What to ask the host for to know its way: datagrams go the same way as a connection does, and cost nothing to ask
+    /// about.
+    const fn way(&self) -> Endpoint {
+        Endpoint::udp(self.remote.address)
     }
 
     const fn has_failed(&self) -> bool {
