@@ -413,6 +413,7 @@ impl<'h, H: Host> Driver<'h, H> {
             };
             self.act(event, now);
         }
+        self.client.send_waiting(&mut self.links, now);
         self.links.flush();
         if self.state == State::Idle {
             self.links.clear();

@@ -418,8 +418,13 @@ impl World {
             } else if let Some(event) = self.client.poll_event() {
                 self.act(event);
             } else {
-                return;
+                break;
             }
+        }
+        let mut outbox = Outbox::default();
+        self.client.send_waiting(&mut outbox, self.now);
+        for (path, sealed) in outbox.sealed {
+            self.carry_up(path, sealed);
         }
     }
 

@@ -485,6 +485,26 @@ fn a_hint_without_proof_is_looked_into_and_not_believed() {
     assert!(reconnects(&world).is_empty());
 }
 
+#[test]
+fn the_newest_packets_wait_for_the_next_sa() {
+    let mut world = connected(31, |_, _| {});
+    world.gateway_does(|gateway, now| gateway.delete_ike(now));
+    world.run_until(SECOND, |world| world.status().state == State::Reconnecting);
+    // The gateway's wish is respected for five seconds; what is older than three by then is gone.
+    world.run(SECOND);
+    world.send(&packet("10.3.0.1", "10.9.9.9", 90));
+    world.run(3 * SECOND);
+    let before = world.received.len();
+    for len in 100..140 {
+        world.send(&packet("10.3.0.1", "10.9.9.9", len));
+    }
+    assert!(world.run_until(10 * SECOND, |world| world.received.len() >= before + 32));
+    world.run(SECOND);
+    let lens: Vec<usize> = world.received[before..].iter().map(Vec::len).collect();
+    assert_eq!(lens, (108..140).collect::<Vec<_>>(), "in their order, once");
+    assert_eq!(world.status().traffic.dropped["no_tunnel"], 9);
+}
+
 /// A client that begins to connect while something changes in its networks every second.
 fn connecting(seed: u64) -> World {
     let cast = Cast::default();

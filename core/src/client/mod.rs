@@ -9,6 +9,7 @@ mod race;
 mod status;
 mod switch;
 mod up;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use self::attempt::{Attempt, Ready};
 use self::lost::Lost;
 use self::up::Up;
+use self::waiting::Waiting;
 use crate::command::{
     Answer, Cause, Command, Endpoint, Event, Failure, HostFault, Path, PromptId, Sink, Stage, Traffic,
     Transmit,
@@ -52,6 +54,8 @@ pub struct Client {
     retired: Vec<IkeSa>,
     /// Our ends of the TCP connections that are open.
     connections: Vec<Endpoint>,
+    /// Packets for the SA that is on its way.
+    waiting: Waiting,
     /// What the status says besides the phase.
     shown: Shown,
 }
@@ -145,6 +149,7 @@ impl Client {
             phase: Phase::Idle,
             retired: Vec::new(),
             connections: Vec::new(),
+            waiting: Waiting::default(),
             shown: Shown::default(),
         }
     }
@@ -360,7 +365,8 @@ impl Client {
         None
     }
 
-    /// An inner packet to send through the tunnel; dropped and counted when that is not possible.
+    /// An inner packet to send through the tunnel; dropped and counted when that is not possible. While the tunnel is
+    /// being made again, a few wait for it: see [`Client::send_waiting`].
     pub fn handle_packet(&mut self, packet: &[u8], sink: &mut impl Sink, now: Instant) {
         let established = match &mut self.phase {
             Phase::Up(up) => up.sa.established_mut(),
@@ -369,7 +375,10 @@ impl Client {
         let Some((established, length)) =
             established.and_then(|sa| Some((sa.children.sealed_len(packet.len())?, sa)).map(|(a, b)| (b, a)))
         else {
-            self.shown.no_tunnel += 1;
+            self.shown.no_tunnel += match &self.phase {
+                Phase::Up(_) | Phase::Lost(_) => self.waiting.push(packet, now),
+                Phase::Idle | Phase::Connecting(_) | Phase::Leaving(_) => 1,
+            };
             return;
         };
         let Some(room) = sink.reserve(established.path(), length) else {
@@ -380,6 +389,27 @@ impl Client {
             Ok(length) => sink.commit(length),
             Err(Discard::Exhausted) => self.lose(Cause::Exhausted, now),
             Err(_) => {}
+        }
+    }
+
+    /// Sends the packets that have waited, once there is an SA for them. To be called after anything else: it does
+    /// nothing when nothing waits.
+    pub fn send_waiting(&mut self, sink: &mut impl Sink, now: Instant) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        self.shown.no_tunnel += self.waiting.age(now);
+        let mut waiting = match &self.phase {
+            Phase::Lost(_) => return,
+            Phase::Up(up) if !up.sa.established().is_some_and(|sa| sa.children.can_send()) => return,
+            Phase::Up(_) => std::mem::take(&mut self.waiting),
+            Phase::Idle | Phase::Connecting(_) | Phase::Leaving(_) => {
+                self.waiting = Waiting::default();
+                return;
+            }
+        };
+        while let Some(packet) = waiting.pop() {
+            self.handle_packet(&packet, sink, now);
         }
     }
 

@@ -57,6 +57,11 @@ impl Children {
         self.list.get(self.sending?)
     }
 
+    /// There is one to send with.
+    pub(crate) fn can_send(&self) -> bool {
+        self.current().is_some()
+    }
+
     fn current_mut(&mut self) -> Option<&mut Child> {
         self.list.get_mut(self.sending?)
     }
