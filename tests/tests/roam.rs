@@ -505,6 +505,36 @@ fn the_newest_packets_wait_for_the_next_sa() {
     assert_eq!(world.status().traffic.dropped["no_tunnel"], 9);
 }
 
+#[test]
+fn a_child_that_the_gateway_forgot_in_silence_is_found_out() {
+    let mut world = connected(32, |config, _| config.complain = false);
+    gap(&mut world, SECOND);
+    world.gateway.lose_children();
+    let begun = world.now;
+    gap(&mut world, 25 * SECOND);
+    assert!(
+        world.now.since(begun) < 20 * SECOND,
+        "{:?}",
+        world.now.since(begun)
+    );
+    assert!(reconnects(&world).is_empty());
+}
+
+#[test]
+fn traffic_that_goes_one_way_replaces_few_children() {
+    let mut world = connected(33, |_, _| {});
+    world.gateway.echo = false;
+    let rekeys = |world: &World| {
+        let of = |happening: &&(_, Happening)| matches!(happening.1, Happening::Rekey(_));
+        world.happenings.iter().filter(of).count()
+    };
+    for _ in 0..3600 {
+        world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+        world.run(SECOND);
+    }
+    assert!((1..=7).contains(&rekeys(&world)), "{}", rekeys(&world));
+}
+
 /// A client that begins to connect while something changes in its networks every second.
 fn connecting(seed: u64) -> World {
     let cast = Cast::default();

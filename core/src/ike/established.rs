@@ -45,6 +45,10 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const HINT_EVERY: Duration = Duration::from_secs(30);
 /// A hint about a child counts where packets have been going out for so long without any coming in.
 const HINT_COUNTS: Duration = Duration::from_secs(3);
+/// How long a Child SA that was replaced because nothing came in through it is left alone; twice as long each time in a
+/// row. Traffic that goes one way only looks the same.
+const SILENT_AGAIN: Duration = Duration::from_secs(120);
+const SILENT_AGAIN_LATEST: Duration = Duration::from_secs(3600);
 /// The shortest lifetime of an authentication that we believe, so that a gateway cannot keep us busy.
 const SHORTEST_AUTH: Duration = Duration::from_secs(60);
 
@@ -93,6 +97,9 @@ pub(crate) struct Established {
     /// The first packet that went out since the last one came in.
     unanswered: Option<Instant>,
     hinted_at: Option<Instant>,
+    /// When nothing came in through a Child SA although the gateway answers, it was replaced: until when it is not
+    /// again, and for how long that is.
+    silent: Option<(Instant, Duration)>,
     doubted: bool,
     /// The machine came back to its network or woke: that the gateway answers is news.
     checking: bool,
@@ -197,6 +204,7 @@ impl Established {
             reauth_at: resumed.and_then(|ticket| ticket.reauth_at),
             unanswered: None,
             hinted_at: None,
+            silent: None,
             doubted: false,
             checking: false,
             is_reached: false,
@@ -279,6 +287,7 @@ impl Established {
         {
             self.channel.last_in = now;
             self.unanswered = None;
+            self.silent = None;
             self.is_reached = true;
         }
         if let Ok(packet) = &opened {
@@ -354,13 +363,29 @@ impl Established {
         let dpd = self.config.profile.ike.dpd;
         let idle = self.channel.last_in + dpd * IDLE_FACTOR;
         let reasons = [
-            self.unanswered.map(|since| since + dpd.min(UNANSWERED)),
+            self.unanswered.map(|since| since + self.unanswered_patience()),
             self.mobility
                 .first_look_at(self.made_at)
                 .filter(|_| self.nat.local),
             self.checking.then_some(self.made_at),
         ];
         reasons.into_iter().flatten().fold(idle, Instant::min)
+    }
+
+    fn unanswered_patience(&self) -> Duration {
+        self.config.profile.ike.dpd.min(UNANSWERED)
+    }
+
+    /// Packets went out and none came in, although the gateway answers: it may have forgotten the Child SA and not say
+    /// so. The answer to a rekeying tells.
+    fn suspect_child(&mut self, now: Instant) {
+        let pause = match self.silent {
+            Some((until, _)) if now < until => return,
+            Some((_, pause)) => (pause * 2).min(SILENT_AGAIN_LATEST),
+            None => SILENT_AGAIN,
+        };
+        self.silent = Some((now + pause, pause));
+        self.children.rekey_now(now);
     }
 
     fn doubt_at(&self) -> Instant {
@@ -556,8 +581,9 @@ impl Established {
         match std::mem::replace(&mut self.doing, Doing::Nothing) {
             Doing::Nothing => Ok(()),
             Doing::Liveness => {
-                if unanswered.is_some_and(|since| cx.now >= since + UNANSWERED) {
+                if unanswered.is_some_and(|since| cx.now >= since + self.unanswered_patience()) {
                     self.pmtu.suspect();
+                    self.suspect_child(cx.now);
                 }
                 self.note_addresses(&payloads);
                 self.compare_mapping(opened.path, &payloads, cx);

@@ -179,7 +179,6 @@ impl Story {
             Step::GatewayDeletesChild => world.gateway_does(Gateway::delete_child),
             Step::GatewayDeletesIke => world.gateway_does(Gateway::delete_ike),
             // A gateway that forgets a child and never says so is not found out before the next rekeying.
-            Step::GatewayLosesChildren if !world.gateway.config.complain => {}
             Step::GatewayLosesChildren => world.gateway.lose_children(),
             Step::GatewayRestarts => world.gateway.restart(),
             Step::GatewayIsSilent(span) => {
