@@ -377,7 +377,8 @@ impl Established {
     }
 
     /// Packets went out and none came in, although the gateway answers: it may have forgotten the Child SA and not say
-    /// so. The answer to a rekeying tells.
+    /// so, which its answer to a rekeying tells. Or a NAT has changed its mapping before there was one to compare with,
+    /// which an update heals.
     fn suspect_child(&mut self, now: Instant) {
         let pause = match self.silent {
             Some((until, _)) if now < until => return,
@@ -385,6 +386,9 @@ impl Established {
             None => SILENT_AGAIN,
         };
         self.silent = Some((now + pause, pause));
+        if self.nat.local {
+            self.mobility.want_update();
+        }
         self.children.rekey_now(now);
     }
 

@@ -121,6 +121,11 @@ impl Mobility {
         self.wants_update && self.supported
     }
 
+    /// The gateway is to be told where we are, whether that has changed or not.
+    pub(super) fn want_update(&mut self) {
+        self.wants_update = true;
+    }
+
     /// When another path is tried, which needs a request that is unanswered.
     pub(super) fn due_at(&self, window_is_free: bool) -> Option<Instant> {
         let moving = self.moving.as_ref()?;
