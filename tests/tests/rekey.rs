@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use peregrine_core::command::{Happening, Initiator, RekeyKind, State, Why};
+use peregrine_core::esp::Limits;
 use peregrine_core::profile::{AuthKind, Profile};
 use peregrine_core::wire::iana::NotifyType;
 use peregrine_tests::cast::{Cast, esp, ike, packet};
@@ -60,6 +61,37 @@ fn nothing_is_left_at_the_gateway_by_a_rekeying_that_the_end_overtakes() {
             world.run(2 * SECOND);
             assert_eq!(world.status().state, State::Idle);
         }
+    }
+}
+
+#[test]
+fn octets_and_packets_of_the_profile_call_for_a_new_child() {
+    for limits in [
+        Limits {
+            octets: 2 << 20,
+            packets: u64::MAX,
+        },
+        Limits {
+            octets: u64::MAX,
+            packets: 1500,
+        },
+    ] {
+        let cast = Cast::default();
+        let mut profile = cast.profile(AuthKind::Psk);
+        profile.child.limits = limits;
+        let mut world = cast.world(AuthKind::Psk, 1);
+        world.connect_and_wait(profile, cast.credentials()).unwrap();
+        let rekeyed = |world: &World| world.happenings.len();
+        for _ in 0..1200 {
+            world.send(&packet("10.3.0.1", "10.9.9.9", 1400));
+        }
+        world.run(Duration::from_secs(1));
+        assert_eq!(rekeyed(&world), 0, "{limits:?}");
+        for _ in 0..400 {
+            world.send(&packet("10.3.0.1", "10.9.9.9", 1400));
+        }
+        world.run(Duration::from_secs(1));
+        assert_eq!(rekeyed(&world), 1, "{limits:?}");
     }
 }
 

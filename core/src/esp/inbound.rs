@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::replay::Window;
 use super::selector::Inner;
 use super::{
-    Authenticated, Counters, Discard, HARD_FORGERIES, HARD_OCTETS, HEADER, IPV4, IPV6, NO_NEXT_HEADER,
-    SOFT_FORGERIES, SOFT_OCTETS, SOFT_PACKETS, Selectors, TRAILER, alignment,
+    Authenticated, Counters, Discard, HARD_FORGERIES, HARD_OCTETS, HEADER, IPV4, IPV6, Limits,
+    NO_NEXT_HEADER, SOFT_FORGERIES, SOFT_PACKETS, Selectors, TRAILER, alignment,
 };
 use crate::crypto::{CryptoError, PacketKey};
 use crate::wire::EspSpi;
@@ -22,6 +22,7 @@ pub struct Inbound {
     /// Octets decrypted, padding and dummies included.
     decrypted: u64,
     forgeries: u64,
+    limits: Limits,
     counters: Counters,
 }
 
@@ -38,8 +39,14 @@ impl Inbound {
             window: Window::new(extended),
             decrypted: 0,
             forgeries: 0,
+            limits: Limits::default(),
             counters: Counters::default(),
         }
+    }
+
+    /// Lets [`Self::rekey_due`] say so earlier than the cipher needs it.
+    pub fn limit(&mut self, limits: Limits) {
+        self.limits = limits.bounded();
     }
 
     /// The SPI that the datagrams carry.
@@ -121,7 +128,8 @@ impl Inbound {
     #[must_use]
     pub const fn rekey_due(&self) -> bool {
         let last = if self.extended { u64::MAX } else { u32::MAX as u64 };
-        self.decrypted >= SOFT_OCTETS
+        self.decrypted >= self.limits.octets
+            || self.counters.packets >= self.limits.packets
             || self.forgeries >= SOFT_FORGERIES
             || self.window.top() >= last - SOFT_PACKETS
     }

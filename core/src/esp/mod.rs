@@ -41,6 +41,39 @@ const NO_NEXT_HEADER: u8 = 59;
 /// of packets (RFC 8645; draft-irtf-cfrg-aead-limits), and leaves the last half for a rekey that is slow.
 const SOFT_OCTETS: u64 = 32 << 30;
 const HARD_OCTETS: u64 = 64 << 30;
+/// After how many octets and packets one direction of an SA is to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Octets that the cipher has protected.
+    pub octets: u64,
+    /// Packets.
+    pub packets: u64,
+}
+
+impl Limits {
+    /// The most octets that may be asked for: what every cipher bears.
+    pub const MOST_OCTETS: u64 = SOFT_OCTETS;
+    /// The most packets that may be asked for.
+    pub const MOST_PACKETS: u64 = SOFT_PACKETS;
+
+    fn bounded(self) -> Self {
+        Self {
+            octets: self.octets.min(SOFT_OCTETS),
+            packets: self.packets,
+        }
+    }
+}
+
+impl Default for Limits {
+    /// As late as the cipher and the sequence numbers allow.
+    fn default() -> Self {
+        Self {
+            octets: SOFT_OCTETS,
+            packets: u64::MAX,
+        }
+    }
+}
+
 /// Half of the sequence numbers that there are without extended ones.
 const SOFT_PACKETS: u64 = 1 << 31;
 /// How many forgeries one key may be tried with: 2^36 is what Poly1305 bears (RFC 9001, section 6.6).

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::selector::Inner;
 use super::{
-    Authenticated, Counters, Discard, HARD_OCTETS, HEADER, IPV4, IPV6, SOFT_OCTETS, SOFT_PACKETS, Selectors,
+    Authenticated, Counters, Discard, HARD_OCTETS, HEADER, IPV4, IPV6, Limits, SOFT_PACKETS, Selectors,
     TRAILER, alignment,
 };
 use crate::crypto::PacketKey;
@@ -22,6 +22,7 @@ pub struct Outbound {
     sequence: u64,
     /// Octets encrypted, with padding and ICVs.
     encrypted: u64,
+    limits: Limits,
     counters: Counters,
 }
 
@@ -37,8 +38,14 @@ impl Outbound {
             selectors,
             sequence: 0,
             encrypted: 0,
+            limits: Limits::default(),
             counters: Counters::default(),
         }
+    }
+
+    /// Lets [`Self::rekey_due`] say so earlier than the cipher needs it.
+    pub fn limit(&mut self, limits: Limits) {
+        self.limits = limits.bounded();
     }
 
     /// The SPI that the datagrams carry.
@@ -159,7 +166,9 @@ impl Outbound {
     /// Whether it is time to replace this SA for what it has carried. (Its age is the caller's to watch.)
     #[must_use]
     pub const fn rekey_due(&self) -> bool {
-        self.encrypted >= SOFT_OCTETS || self.sequence >= self.last_sequence() - SOFT_PACKETS
+        self.encrypted >= self.limits.octets
+            || self.sequence >= self.limits.packets
+            || self.sequence >= self.last_sequence() - SOFT_PACKETS
     }
 
     /// What this half has carried and discarded.

@@ -221,7 +221,9 @@ impl Established {
     }
 
     /// A Child SA at the beginning of its life.
-    pub(super) fn new_child(&mut self, sa: ChildSa, cx: &mut Cx<'_>) -> Child {
+    pub(super) fn new_child(&mut self, mut sa: ChildSa, cx: &mut Cx<'_>) -> Child {
+        sa.inbound.limit(self.config.profile.child.limits);
+        sa.outbound.limit(self.config.profile.child.limits);
         self.child_suite = sa.suite;
         let lifetime = self.config.profile.child.rekey;
         let rekey_at = cx.now + early(lifetime, cx.rng);

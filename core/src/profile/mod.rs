@@ -15,6 +15,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::crypto::Secret;
+use crate::esp::Limits;
 use crate::pki::{Certificate, PrivateKey};
 use crate::proposal::{EspProposal, IkeProposal};
 
@@ -339,6 +340,8 @@ pub struct ChildConfig {
     pub exclude: BTreeSet<IpNet>,
     /// Age at which the Child SA is rekeyed.
     pub rekey: Duration,
+    /// Octets and packets in one direction after which it is rekeyed, whatever its age.
+    pub limits: Limits,
     /// Replace it only with a fresh key exchange (perfect forward secrecy), or not at all.
     pub require_pfs: bool,
     /// Rekey once right after connecting, so that a gateway with other ideas of key exchange is found out then and not

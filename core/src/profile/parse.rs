@@ -207,6 +207,8 @@ const SCHEMAS: &[Schema] = &[
             "accept_narrowing",
             "exclude",
             "rekey",
+            "rekey_bytes",
+            "rekey_packets",
             "require_pfs",
             "rehearse_rekey",
         ],

@@ -364,10 +364,20 @@ pub(super) fn number(
     value: &Spanned<DeValue<'_>>,
     limits: std::ops::RangeInclusive<u16>,
 ) -> Result<u16, Fault> {
+    let limits = u64::from(*limits.start())..=u64::from(*limits.end());
+    let number = large_number(value, limits)?;
+    Ok(u16::try_from(number).unwrap_or(u16::MAX))
+}
+
+/// The same for larger numbers.
+pub(super) fn large_number(
+    value: &Spanned<DeValue<'_>>,
+    limits: std::ops::RangeInclusive<u64>,
+) -> Result<u64, Fault> {
     let DeValue::Integer(integer) = value.get_ref() else {
         return Err(fault(value, wrong_type("a number", value.get_ref())));
     };
-    u16::from_str_radix(integer.as_str(), integer.radix())
+    u64::from_str_radix(integer.as_str(), integer.radix())
         .ok()
         .filter(|number| limits.contains(number))
         .ok_or_else(|| {

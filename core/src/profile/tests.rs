@@ -160,6 +160,8 @@ fn every_key_has_its_effect() {
         exclude = ["10.9.0.0/16"]
         accept_narrowing = true
         rekey = "30m"
+        rekey_bytes = 1_073_741_824
+        rekey_packets = 1000000
         [network]
         kill_switch = false
         allow_lan = false
@@ -216,6 +218,8 @@ fn every_key_has_its_effect() {
     );
     assert!(profile.child.accept_narrowing);
     assert_eq!(profile.child.rekey, Duration::from_secs(1800));
+    let limits = profile.child.limits;
+    assert_eq!((limits.octets, limits.packets), (1 << 30, 1_000_000));
     let servers = ["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()];
     assert_eq!(profile.network.dns, DnsPolicy::Servers(servers.to_vec()));
     assert_eq!(

@@ -13,10 +13,14 @@ use super::super::reader::{self, Fault, Section, fault};
 use super::super::value::{duration, duration_text, host_name, network};
 use super::super::{ChildConfig, DnsPolicy, IkeConfig, NetworkConfig, RedirectTarget, Redirects};
 use super::Parser;
+use crate::esp::Limits;
 use crate::proposal::{EspProposal, IkeProposal, ProposalError, default_esp, default_ike};
 
 /// The ages at which an SA may be replaced, in seconds.
 const REKEY: RangeInclusive<u64> = 10..=7 * 86400;
+/// Fewer octets and packets are moved while an SA is being replaced.
+const LEAST_OCTETS: u64 = 1 << 20;
+const LEAST_PACKETS: u64 = 1000;
 const HOUR: Duration = Duration::from_secs(3600);
 /// More proposals than any gateway expects; each also needs a number of one octet (RFC 7296, section 3.3.1).
 const MAX_PROPOSALS: usize = 16;
@@ -133,6 +137,23 @@ impl<'t> Parser<'t, '_> {
                 .error_at(section, "exclude", "leaves nothing that goes into the tunnel");
         }
         let rekey = self.seconds(section, "rekey", HOUR, REKEY);
+        let default = Limits::default();
+        let limits = Limits {
+            octets: self.reader.value_or(
+                section,
+                "rekey_bytes",
+                default.octets,
+                "34359738368 (32 GiB)",
+                |_, value| reader::large_number(value, LEAST_OCTETS..=Limits::MOST_OCTETS),
+            ),
+            packets: self.reader.value_or(
+                section,
+                "rekey_packets",
+                default.packets,
+                "half of the sequence numbers",
+                |_, value| reader::large_number(value, LEAST_PACKETS..=Limits::MOST_PACKETS),
+            ),
+        };
         let require_pfs = self.switch(section, "require_pfs", false);
         if require_pfs && proposals.iter().any(|proposal| proposal.key_exchanges.is_empty()) {
             let message = "needs a key exchange method in every one of `child.proposals`, such as `x25519`";
@@ -145,6 +166,7 @@ impl<'t> Parser<'t, '_> {
             accept_narrowing,
             exclude,
             rekey,
+            limits,
             require_pfs,
             rehearse,
         }
