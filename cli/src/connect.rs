@@ -199,7 +199,7 @@ async fn follow(
             () = &mut deadline, if timeout.is_some() && ending.is_none() && !output.progress.is_connected() => {
                 commands = end(commands, &mut ending, Ending::TooLate)?;
             }
-            _ = tick.tick() => output.tick(),
+            _ = tick.tick(), if output.is_live() => output.tick(),
         }
     };
     if asking.take().is_some() {
@@ -333,11 +333,16 @@ impl Output {
         self.tick();
     }
 
+    /// A line on the terminal changes with time alone. Without it nothing is to be done while nothing happens.
+    const fn is_live(&self) -> bool {
+        self.screen.is_live() && !self.asking
+    }
+
     fn tick(&mut self) {
         let line = self
             .progress
             .live(self.started.elapsed())
-            .filter(|_| self.screen.is_live() && !self.asking);
+            .filter(|_| self.is_live());
         self.screen.live(line);
     }
 

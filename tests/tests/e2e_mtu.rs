@@ -341,6 +341,21 @@ fn ike_with_cbc(lab: &Lab) {
     leaves(tunnel);
 }
 
+/// How often a process has slept and been woken.
+fn wakeups(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let of = |status: String| -> Option<u64> {
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("voluntary_ctxt_switches"))?;
+        line.split_whitespace().last()?.parse().ok()
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| of(std::fs::read_to_string(task.path().join("status")).ok()?))
+        .sum()
+}
+
 fn an_idle_tunnel_sends_no_probes(lab: &Lab) {
     as_at_first(lab);
     let (mut tunnel, status) = connected(lab, &profile());
@@ -348,7 +363,11 @@ fn an_idle_tunnel_sends_no_probes(lab: &Lab) {
         until_mtu(&mut tunnel, 1438);
     }
     let capture = lab.capture("cli", "wifi");
+    let before = wakeups(tunnel.pid());
     std::thread::sleep(Duration::from_secs(75));
+    let woken = wakeups(tunnel.pid()) - before;
+    tell(&format!("woken {woken} times in 75 s"));
+    assert!(woken < 60, "woken {woken} times in 75 s");
     let large = wire::tshark(&capture.end(), "udp.length > 200", &["udp.length"]);
     assert!(large.is_empty(), "{large:?}");
     let events = leaves(tunnel);
