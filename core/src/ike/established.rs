@@ -536,7 +536,7 @@ impl Established {
             .request(exchange, payloads, cx)
             .map_err(|error| End::Tell(super::unsendable(&error)))?;
         self.doing = doing;
-        if self.mobility.is_moving() {
+        if self.mobility.is_unsettled() {
             self.channel.be_quick(cx);
             self.try_connections(cx);
         }

@@ -112,8 +112,18 @@ impl Mobility {
         &self.others
     }
 
-    /// The SA is on its way to another path.
+    /// The SA is on its way to another path, because the present one is none any more. That TCP is tried beside it, or a
+    /// connection opened anew, says nothing of the network.
     pub(crate) fn is_moving(&self) -> bool {
+        self.moving.as_ref().is_some_and(|moving| match moving.means {
+            Means::NewConnection => false,
+            Means::Mobike => moving.paths.first() != Some(&moving.from),
+            Means::NatRebinding | Means::NewSa | Means::Resumption => true,
+        })
+    }
+
+    /// More than one path is tried, or the gateway does not know the present one yet.
+    pub(super) fn is_unsettled(&self) -> bool {
         self.moving.is_some()
     }
 
@@ -402,7 +412,7 @@ impl Established {
     /// its packets go astray until it is told (RFC 4555, section 3.8).
     pub(super) fn compare_mapping(&mut self, path: Path, payloads: &[Payload<'_>], cx: &Cx<'_>) {
         let Some(seen) = mapping(payloads) else { return };
-        if self.mobility.is_moving() || path != self.channel.path {
+        if self.mobility.is_unsettled() || path != self.channel.path {
             return;
         }
         match self.mobility.mapping.replace(seen) {
