@@ -185,6 +185,29 @@ impl Lab {
         }
     }
 
+    /// Starts the machine with Libreswan, which becomes the place `lsw`. What it says is in [`Self::log`] of `lsw`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_libreswan(&self) {
+        let done = finish(self.script().arg("libreswan"), Duration::from_secs(180));
+        assert!(done.status.success(), "{}", text(&done.stderr));
+    }
+
+    /// Runs a command on Libreswan's machine, which must succeed, and returns what it printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn on_libreswan(&self, line: &[&str]) -> String {
+        let done = finish(self.script().args(["exec", "lsw"]).args(line), PATIENCE);
+        let said = text(&done.stdout) + &text(&done.stderr);
+        assert!(
+            done.status.success(),
+            "{line:?} on Libreswan's machine failed: {said}"
+        );
+        said
+    }
+
     /// What a place's daemon (`charon-gw`, `radius`, `name-server` ...) has logged so far.
     pub fn log(&self, daemon: &str) -> String {
         std::fs::read(self.dir.join("log").join(daemon))

@@ -16,6 +16,10 @@ pub const GATEWAY_V1: &str = "192.0.2.12";
 pub const GATEWAY_NEW: &str = "192.0.2.14";
 /// The same gateway over IPv6.
 pub const GATEWAY_NEW_V6: &str = "2001:db8:1::14";
+/// A gateway that is not strongSwan: Libreswan, in a machine of its own.
+pub const GATEWAY_LIBRESWAN: &str = "192.0.2.15";
+/// The same gateway over IPv6.
+pub const GATEWAY_LIBRESWAN_V6: &str = "2001:db8:1::15";
 /// A machine that drops everything.
 pub const GATEWAY_SILENT: &str = "192.0.2.13";
 /// What tells whether certificates were revoked: a list, and OCSP.
@@ -33,6 +37,10 @@ pub const SERVER_V6: &str = "fd01::2";
 pub const NEW_V4: &str = "10.6.0.1";
 /// The same over IPv6.
 pub const NEW_V6: &str = "fd06::1";
+/// What answers inside the tunnel to [`GATEWAY_LIBRESWAN`], also to HTTP.
+pub const LIBRESWAN_V4: &str = "10.8.0.1";
+/// The same over IPv6.
+pub const LIBRESWAN_V6: &str = "fd08::1";
 /// A name that only the name server behind the gateway knows.
 pub const SERVER_NAME: &str = "www.corp.lab";
 
@@ -43,6 +51,8 @@ pub const GATEWAY_ADDRESSES: &[&str] = &[
     GATEWAY_V6,
     GATEWAY_NEW,
     GATEWAY_NEW_V6,
+    GATEWAY_LIBRESWAN,
+    GATEWAY_LIBRESWAN_V6,
 ];
 
 /// The identities that the gateway answers to, one for each way of authentication. All are in its certificates.
