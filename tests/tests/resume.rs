@@ -272,6 +272,21 @@ fn a_gateway_that_does_not_hold_the_keys_of_before_gets_nothing() {
 }
 
 #[test]
+fn a_gateway_that_does_not_look_for_a_nat_is_asked_in_full() {
+    let cast = Cast::default();
+    let mut world = connected(&cast, AuthKind::Psk, 12, |config| {
+        config.mobike = false;
+        config.resumes_without_nat = true;
+    });
+    let auths = exchanges(&world, ExchangeType::IKE_AUTH);
+    world.move_to(elsewhere());
+    is_well(&mut world);
+    assert_eq!(exchanges(&world, ExchangeType::IKE_SESSION_RESUME), 1);
+    assert_eq!(exchanges(&world, ExchangeType::IKE_AUTH), auths + 1);
+    assert_eq!(reconnects(&world)[0].means, Means::NewSa);
+}
+
+#[test]
 fn every_loss_of_one_or_two_messages_is_survived() {
     let cast = Cast::default();
     let kinds = [ExchangeType::IKE_SESSION_RESUME, ExchangeType::IKE_AUTH];

@@ -370,6 +370,8 @@ impl Init {
                 self.change_method(method, cx)?;
                 Ok(State::Init(self))
             }
+            // Without NAT detection the gateway would not encapsulate ESP, as Libreswan does not (RFC 5723, section 4.3.2).
+            Reply::Answer if self.ticket.is_some() && !Nat::is_told(&message.payloads) => Err(not_resumed()),
             Reply::Answer => match self.agree(message, raw, cx) {
                 Ok(agreed) => Intermediate::start(self.config, agreed, cx),
                 Err(cause) => {

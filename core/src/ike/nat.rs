@@ -43,6 +43,17 @@ impl Nat {
         }
     }
 
+    /// Whether a response says anything about NAT.
+    pub(crate) fn is_told(payloads: &[Payload<'_>]) -> bool {
+        let kinds = [
+            NotifyType::NAT_DETECTION_SOURCE_IP,
+            NotifyType::NAT_DETECTION_DESTINATION_IP,
+        ];
+        payloads
+            .iter()
+            .any(|payload| matches!(payload, Payload::Notify(notify) if kinds.contains(&notify.kind)))
+    }
+
     /// The word of the status.
     pub(crate) fn name(self) -> &'static str {
         match (self.local, self.remote) {

@@ -100,6 +100,8 @@ pub struct GatewayConfig {
     pub tickets: Option<Duration>,
     /// Tickets outlive a restart, as those do that carry their state themselves.
     pub tickets_survive: bool,
+    /// Leave NAT detection out of IKE_SESSION_RESUME.
+    pub resumes_without_nat: bool,
     /// What becomes of the older IKE SAs of whoever connects anew.
     pub unique: Unique,
 
@@ -166,6 +168,7 @@ impl GatewayConfig {
             redirect: None,
             tickets: None,
             tickets_survive: false,
+            resumes_without_nat: false,
             unique: Unique::Keep,
             pool: Vec::new(),
             sticky: true,

@@ -283,7 +283,9 @@ impl Begun {
             .flat_map(|hash| hash.to_be_bytes())
             .collect();
         let mut payloads = payloads.to_vec();
-        payloads.extend(detection.iter().map(Note::payload));
+        if !(config.resumes_without_nat && self.ticket.is_some()) {
+            payloads.extend(detection.iter().map(Note::payload));
+        }
         let mut say = |kind, data| payloads.push(Payload::Notify(Notify::new(kind, data)));
         // What was in the keys of an SA is in those of the one that is resumed from it.
         let additional = match self.ticket {
