@@ -69,6 +69,28 @@ impl Ticket {
     }
 }
 
+#[cfg(test)]
+impl Ticket {
+    /// A ticket for an SA with this SK_d.
+    pub(super) fn for_tests(derive: Secret, suite: IkeSuite) -> Self {
+        Self {
+            octets: Vec::new(),
+            expires_at: Instant::new(Duration::ZERO),
+            derive,
+            suite,
+            post_quantum: false,
+            ppk: false,
+            ids: Identities {
+                ours: (IdType::FQDN, Vec::new()),
+                theirs: Vec::new(),
+                shown: String::new(),
+            },
+            reauth_at: None,
+            gateways: Vec::new(),
+        }
+    }
+}
+
 /// The tickets of an IKE SA that is up.
 #[derive(Default)]
 pub(super) struct Tickets {

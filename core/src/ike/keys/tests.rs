@@ -391,3 +391,37 @@ fn what_one_side_seals_the_other_opens() {
         fingerprint(&child_initiator.outbound)
     );
 }
+
+/// What Libreswan 5.2 had in its log (`plutodebug=all`) when it resumed an IKE SA: SK_d of the SA before, the nonces, the
+/// SPIs, and the keys that came of them.
+#[test]
+fn libreswan_makes_the_same_keys_of_a_ticket() {
+    let derive = hex!(
+        "04d8adcbcdb9f789fe6c5ab312c21e350e8878094a6165daf299ffa48196c496"
+        "89a335972f87da925143ba86d8b14b878574fae69e37f9ca2325a4fcb8d98b26"
+    );
+    let ticket = Ticket::for_tests(Secret::new(derive.to_vec()), suite(AES_GCM, Prf::HmacSha2_512));
+    let nonces = Nonces {
+        initiator: hex!("e856ab359b37f1c0416e173831132fe2c47b409560c4b89e19cd28060618182c").to_vec(),
+        responder: hex!("2e2feb59b423a33889eb3ffcf918dcd914f1da2126fdc4f00004b7023999e009").to_vec(),
+    };
+    let spis = Spis {
+        initiator: IkeSpi(hex!("79762395e66d02e4")),
+        responder: IkeSpi(hex!("29baf32a599a8e9f")),
+    };
+    let keys = SaKeys::derive_resumed(&ticket, &nonces, spis).unwrap();
+    assert_eq!(
+        keys.proof_initiator.as_bytes(),
+        hex!(
+            "20a441766de726713681ce23834cb0b7fd6297f5f226fda417d9f5842fa7788a"
+            "284ae3fbf36d9fb99f711ea95b3955d51a1797d93513bb429492121be27b5c8c"
+        )
+    );
+    assert_eq!(
+        keys.proof_responder.as_bytes(),
+        hex!(
+            "88013d4520b0a53dca83360e1344c15283083679d9cc742b42e311ff2f536c90"
+            "d317880c93c34c5f5ab7af9b14e44319f80857f6129bc06a6094583794b9e2cc"
+        )
+    );
+}
