@@ -29,6 +29,16 @@ fn main() -> ExitCode {
                 a_ticket_is_taken_without_nat_detection,
             ),
             ("a_ticket_of_before_the_restart", a_ticket_of_before_the_restart),
+            ("tcp_where_udp_is_blocked", tcp_where_udp_is_blocked),
+            ("tcp_over_ipv6", tcp_over_ipv6),
+            ("a_tcp_connection_is_reset", a_tcp_connection_is_reset),
+            (
+                "a_tcp_connection_is_reset_without_mobike",
+                a_tcp_connection_is_reset_without_mobike,
+            ),
+            ("another_network_over_tcp", another_network_over_tcp),
+            ("we_rekey_over_tcp", we_rekey_over_tcp),
+            ("from_udp_to_tcp", from_udp_to_tcp),
         ],
     )
 }
@@ -137,28 +147,31 @@ fn we_rekey(lab: &Lab) {
     let profile = psk("psk.vpn.lab")
         .ike("rekey", "\"15s\"")
         .child("rekey", "\"10s\"");
-    rekeys(lab, works(lab, &profile).0, "client", || ());
+    let (mut tunnel, _) = works(lab, &profile);
+    for kind in ["child_sa", "ike_sa"] {
+        rekeyed(lab, &mut tunnel, kind, "client");
+    }
+    ends(tunnel);
 }
 
 fn the_gateway_rekeys(lab: &Lab) {
-    let (tunnel, _) = works(lab, &psk("psk.vpn.lab"));
-    let mut kinds = ["--rekey-child", "--rekey-ike", "--rekey-child"].into_iter();
-    rekeys(lab, tunnel, "gateway", || {
-        let kind = kinds.next().expect("three of them");
-        lab.on_libreswan(&["ipsec", "whack", kind, "--name", "psk", "--asynchronous"]);
-    });
-}
-
-/// Both SAs are replaced while pings go through; `before` each of them something is done.
-fn rekeys(lab: &Lab, mut tunnel: Tunnel, by: &str, mut before: impl FnMut()) {
-    for kind in ["child_sa", "ike_sa", "child_sa"] {
-        before();
-        tunnel.event("rekeyed", |it| {
-            it["event"] == "rekey" && it["kind"] == kind && it["by"] == by
-        });
-        assert!(lab.pings(names::LIBRESWAN_V4), "after {kind}");
+    let (mut tunnel, _) = works(lab, &psk("psk.vpn.lab"));
+    for (option, kind) in [
+        ("--rekey-child", "child_sa"),
+        ("--rekey-ike", "ike_sa"),
+        ("--rekey-child", "child_sa"),
+    ] {
+        lab.on_libreswan(&["ipsec", "whack", option, "--name", "psk", "--asynchronous"]);
+        rekeyed(lab, &mut tunnel, kind, "gateway");
     }
     ends(tunnel);
+}
+
+fn rekeyed(lab: &Lab, tunnel: &mut Tunnel, kind: &str, by: &str) {
+    tunnel.event("rekeyed", |it| {
+        it["event"] == "rekey" && it["kind"] == kind && it["by"] == by
+    });
+    assert!(lab.pings(names::LIBRESWAN_V4), "after {kind}");
 }
 
 fn the_gateway_ends_it(lab: &Lab) {
@@ -217,4 +230,132 @@ fn a_ticket_of_before_the_restart(lab: &Lab) {
         "{said}"
     );
     assert_eq!(reconnected["means"], "new_sa", "{reconnected}");
+}
+
+/// A rule of the router's, which goes with this value.
+struct Rule<'a>(&'a Lab, &'static str);
+
+impl<'a> Rule<'a> {
+    fn new(lab: &'a Lab, name: &'static str, rule: &str) -> Self {
+        lab.must(
+            "rtr",
+            &[
+                "nft",
+                &format!("table inet {name} {{ chain forward {{ type filter hook forward priority filter; {rule}; }}; }}"),
+            ],
+        );
+        Self(lab, name)
+    }
+
+    fn no_udp(lab: &'a Lab) -> Self {
+        machine(lab);
+        Self::new(lab, "no_udp", "udp dport { 500, 4500 } drop")
+    }
+}
+
+impl Drop for Rule<'_> {
+    fn drop(&mut self) {
+        self.0.must("rtr", &["nft", "delete", "table", "inet", self.1]);
+    }
+}
+
+/// The same bytes arrive as the machine has, through the tunnel.
+fn downloads(lab: &Lab) {
+    let sum = lab.on_libreswan(&["sha256sum", "/run/www/random.bin"]);
+    let script = format!(
+        "curl -sS --max-time 25 http://{}/random.bin | sha256sum",
+        names::LIBRESWAN_V4
+    );
+    let got = lab.must("cli", &["sh", "-c", &script]);
+    assert_eq!(got.split(' ').next(), sum.split(' ').next(), "{got} {sum}");
+}
+
+fn is_over_tcp(status: &Value) {
+    assert_eq!(status["path"]["transport"], "tcp", "{status}");
+}
+
+fn tcp_where_udp_is_blocked(lab: &Lab) {
+    let _rule = Rule::no_udp(lab);
+    let already = lab.log("lsw").len();
+    let (tunnel, status) = works(lab, &psk("psk.vpn.lab"));
+    is_over_tcp(&status);
+    downloads(lab);
+    assert!(lab.log("lsw")[already..].contains("{ESPinTCP"));
+    ends(tunnel);
+}
+
+fn tcp_over_ipv6(lab: &Lab) {
+    let _rule = Rule::no_udp(lab);
+    let (tunnel, status) = works(lab, &psk("psk.vpn.lab").address(names::GATEWAY_LIBRESWAN_V6));
+    is_over_tcp(&status);
+    downloads(lab);
+    ends(tunnel);
+}
+
+/// Every connection to the gateway is reset for a second.
+fn reset(lab: &Lab) {
+    let _rule = Rule::new(lab, "resets", "tcp dport 4500 reject with tcp reset");
+    // Something must be sent to be answered so.
+    let _unanswered = lab.run("cli", &["ping", "-n", "-c", "1", "-W", "1", names::LIBRESWAN_V4]);
+}
+
+fn a_tcp_connection_is_reset(lab: &Lab) {
+    let _rule = Rule::no_udp(lab);
+    let (mut tunnel, status) = works(lab, &psk("psk.vpn.lab"));
+    is_over_tcp(&status);
+    for _ in 0..2 {
+        reset(lab);
+        let roam = tunnel.event("on another connection", |it| it["event"] == "roam");
+        tell(&roam.to_string());
+        assert_eq!(roam["means"], "new_connection", "{roam}");
+        assert!(lab.pings(names::LIBRESWAN_V4), "{roam}");
+        assert!(lab.pings(names::LIBRESWAN_V6), "{roam}");
+    }
+    ends(tunnel);
+}
+
+fn a_tcp_connection_is_reset_without_mobike(lab: &Lab) {
+    let _rule = Rule::no_udp(lab);
+    let (mut tunnel, status) = works(lab, &psk("no-mobike.vpn.lab"));
+    is_over_tcp(&status);
+    reset(lab);
+    let event = tunnel.event("on another connection", |it| {
+        it["event"] == "roam" || it["event"] == "reconnect"
+    });
+    tell(&event.to_string());
+    lab::eventually("packets go through", || lab.pings(names::LIBRESWAN_V4));
+    ends(tunnel);
+}
+
+fn another_network_over_tcp(lab: &Lab) {
+    let _rule = Rule::no_udp(lab);
+    let (mut tunnel, status) = works(lab, &psk("psk.vpn.lab"));
+    is_over_tcp(&status);
+    for change in [leave_wifi, join_wifi] {
+        change(lab);
+        let roam = tunnel.event("on another network", |it| it["event"] == "roam");
+        tell(&roam.to_string());
+        assert_eq!(roam["to"]["transport"], "tcp", "{roam}");
+        assert!(lab.pings(names::LIBRESWAN_V4), "{roam}");
+    }
+    ends(tunnel);
+}
+
+fn we_rekey_over_tcp(lab: &Lab) {
+    let _rule = Rule::no_udp(lab);
+    we_rekey(lab);
+}
+
+/// Libreswan moves its IKE SA, and its Child SA stays where it was.
+fn from_udp_to_tcp(lab: &Lab) {
+    let (mut tunnel, _) = works(lab, &psk("psk.vpn.lab"));
+    let _rule = Rule::no_udp(lab);
+    let since = Instant::now();
+    let event = tunnel.event("over TCP", |it| {
+        it["event"] == "roam" || it["event"] == "reconnect"
+    });
+    tell(&event.to_string());
+    lab::eventually("packets go through", || lab.pings(names::LIBRESWAN_V4));
+    tell(&format!("over TCP after {:?}", since.elapsed()));
+    ends(tunnel);
 }
