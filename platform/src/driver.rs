@@ -207,6 +207,8 @@ struct Driver<'h, H: Host> {
     slept: Duration,
     /// When we last noticed that the world had gone on without us.
     woken: Option<Instant>,
+    /// When anything last happened.
+    turned: Instant,
     /// When an error of a socket last made us look for other ways.
     doubted: Option<Instant>,
     /// When the plan was last applied again because of somebody else, and when it shall be.
@@ -241,6 +243,7 @@ impl<'h, H: Host> Driver<'h, H> {
             ways: Vec::new(),
             slept: host.slept(),
             woken: None,
+            turned: host.now(),
             doubted: None,
             repaired: None,
             repair_at: None,
@@ -324,7 +327,9 @@ impl<'h, H: Host> Driver<'h, H> {
     fn look_away(&mut self, due: Option<Instant>, now: Instant) {
         let slept = self.host.slept();
         let has_slept = slept.saturating_sub(self.slept) >= AWAY;
-        let is_late = due.is_some_and(|due| now.since(due) >= AWAY);
+        // What is due before the last turn's time was due at once, and never waited for.
+        let last = std::mem::replace(&mut self.turned, now);
+        let is_late = due.is_some_and(|due| due >= last && now.since(due) >= AWAY);
         if has_slept || is_late {
             self.wake(now);
         }
