@@ -191,6 +191,8 @@ impl<I: Inside> Peer<I> {
         };
         let heard = match self.tls.feed(&message) {
             Ok(heard) => heard,
+            // What TLS has ready after it has seen a certificate says who we are, and nobody has vetted that one.
+            Err(error) if self.tls.verdict.take_presented().is_some() => return Err(error),
             Err(error) => return self.follow(Err(error)),
         };
         // TLS has its answer ready, with our certificate; it stays here.
