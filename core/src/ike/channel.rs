@@ -255,6 +255,8 @@ impl Channel {
         let header = self.header(request.exchange, self.next_id.saturating_sub(1), false);
         if let Ok(payloads) = decode_payloads(request.first, &request.body, Header::LEN)
             && let Ok(messages) = self.seal(header, &payloads, self.fragment_size, path)
+            // As many fragments as before, cut elsewhere, would be joined with those (RFC 7383, section 2.5.2).
+            && (path.is_tcp() || messages.len() > request.messages.len())
         {
             request.messages = messages;
         }
