@@ -61,6 +61,24 @@ fn redirected_from(world: &World) -> Vec<Vec<u8>> {
     found
 }
 
+/// How many INFORMATIONAL requests went to this address since the last IKE_AUTH request.
+fn informational_to(world: &World, address: &str) -> usize {
+    let kind = |datagram: &[u8]| {
+        datagram
+            .strip_prefix(&[0; 4])
+            .and_then(|message| Some((*message.get(18)?, message.get(19)? & 0x20)))
+    };
+    let last_auth = world
+        .sent
+        .iter()
+        .rposition(|(_, _, datagram)| kind(datagram) == Some((ExchangeType::IKE_AUTH.0, 0)));
+    let after = &world.sent[last_auth.unwrap()..];
+    let requests = after.iter().filter(|(_, path, datagram)| {
+        path.remote.ip() == ip(address) && kind(datagram) == Some((ExchangeType::INFORMATIONAL.0, 0))
+    });
+    requests.count()
+}
+
 /// The tunnel works, along a way to this address.
 fn goes_to(world: &mut World, address: &str) {
     assert_eq!(world.status().state, State::Connected);
@@ -268,6 +286,12 @@ fn a_tunnel_that_is_up_goes_to_the_other_gateway_without_a_gap() {
     }
     world.run(Duration::from_secs(3));
     assert_eq!(world.status().state, State::Connected);
+    // The gateway that was left is told so, and not the other one (RFC 5685, section 5).
+    let deletes = informational_to(&world, FIRST);
+    assert_eq!(
+        deletes, 1,
+        "INFORMATIONAL requests to the first gateway after the move"
+    );
     assert_eq!(world.status().traffic.tx_packets, sent);
     assert_eq!(world.status().addresses, addresses);
     assert_eq!(world.plans.len(), 1, "the machine sees nothing of it");
@@ -352,6 +376,30 @@ fn five_redirects_of_a_tunnel_that_is_up_are_followed_in_five_minutes() {
     world.gateway_does(|gateway, now| gateway.redirect(&Elsewhere::Address(ip(FIRST)), now));
     world.run(Duration::from_secs(10));
     goes_to(&mut world, FIRST);
+}
+
+#[test]
+fn a_gateway_that_says_it_again_and_again_does_not_make_us_begin_again() {
+    let cast = Cast::default();
+    let mut world = cast.world(AuthKind::Psk, 11);
+    world
+        .connect_and_wait(cast.profile(AuthKind::Psk), cast.credentials())
+        .unwrap();
+    world.unreachable.push(ip(SECOND));
+    let second = Elsewhere::Address(ip(SECOND));
+    for _ in 0..10 {
+        world.gateway_does(|gateway, now| gateway.redirect(&second, now));
+        world.run(Duration::from_millis(200));
+    }
+    // And whoever names another one each time is counted, although we never came to be there.
+    let before = redirected_from(&world).len();
+    for last in 10..30 {
+        let other = Elsewhere::Address(ip(&format!("192.0.2.{last}")));
+        world.gateway_does(|gateway, now| gateway.redirect(&other, now));
+        world.run(Duration::from_millis(25));
+    }
+    assert!(redirected_from(&world).len() <= before + 5);
+    assert_eq!(world.status().state, State::Connected);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use peregrine_core::command::{Cause, Happening, Means, RekeyKind, Stage, State, Transport, Why};
@@ -308,6 +309,43 @@ fn a_connection_that_is_reset_is_opened_anew() {
         );
         assert!(world.ends_agree());
     }
+}
+
+#[test]
+fn resets_without_end_are_met_with_pauses() {
+    let mut world = connected(31, wifi().without_udp(), |_, _| ());
+    world.run(60 * SECOND);
+    let begun = world.sent.len();
+    for _ in 0..1500 {
+        world.reset_connections();
+        world.run(20 * MS);
+    }
+    let connections: BTreeSet<_> = world.sent[begun..]
+        .iter()
+        .map(|(_, path, _)| path.socket())
+        .collect();
+    assert!(
+        connections.len() <= 20,
+        "{} connections in 30 s",
+        connections.len()
+    );
+    let took = gap(&mut world, 30 * SECOND);
+    assert!(took < 15 * SECOND, "{took:?}");
+}
+
+#[test]
+fn a_connection_that_ends_while_there_is_no_network_is_opened_when_there_is_one() {
+    let mut world = connected(32, wifi().without_udp(), |_, _| ());
+    world.run(60 * SECOND);
+    world.go_offline();
+    world.run(SECOND);
+    world.reset_connections();
+    world.run(10 * SECOND);
+    assert_eq!(world.status().why, Some(Why::Offline));
+    world.move_to(wifi().without_udp());
+    let took = gap(&mut world, 10 * SECOND);
+    assert!(took < 2 * SECOND, "{took:?}");
+    assert_eq!(reconnects(&world), [], "the same SA goes on");
 }
 
 #[test]

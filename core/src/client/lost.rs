@@ -71,9 +71,12 @@ impl Lost {
             behind,
         } = up.into_parts();
         // Nothing is expected any more on the ways that were left.
-        let left = left
-            .into_iter()
-            .filter(|socket| *socket != bound.path.socket() && socket.transport == Transport::Udp);
+        let attempt = beside.as_ref().and_then(|beside| beside.attempt.as_ref());
+        let left = left.into_iter().filter(|socket| {
+            let is_used =
+                *socket == bound.path.socket() || attempt.is_some_and(|attempt| attempt.uses(*socket));
+            !is_used && socket.transport == Transport::Udp
+        });
         events.extend(left.map(Event::Release));
         let why = match &failure.cause {
             _ if is_offline => Why::Offline,
@@ -217,12 +220,13 @@ impl Client {
                     lost.ticket = None;
                 }
                 lost.failure = failure.clone();
-                lost.refusals += u32::from(failure.cause == Cause::AuthenticationFailed);
+                lost.refusals += u32::from(is_refusal(&failure.cause));
                 let pause = back_off(lost.failures - 1, &mut self.io.rng);
                 lost.retry_at = now
-                    + match failure.cause {
-                        Cause::AuthenticationFailed => pause.max(after_refusal(lost.refusals)),
-                        _ => pause,
+                    + if is_refusal(&failure.cause) {
+                        pause.max(after_refusal(lost.refusals))
+                    } else {
+                        pause
                     };
                 let failures = lost.failures;
                 self.phase = Phase::Lost(lost);
@@ -240,11 +244,8 @@ impl Client {
         let (from, to) = (lost.bound.path, up.bound.path);
         let resumed = up.sa.is_resumed();
         if let Some(mut behind) = lost.behind.filter(|_| !resumed) {
-            if let Some(old) = behind
-                .established_mut()
-                .filter(|_| !from.is_tcp() && !to.is_tcp())
-            {
-                old.set_path(to);
+            if let Some(old) = behind.established_mut() {
+                old.leave_along(to);
             }
             self.end(behind, now);
         }
@@ -271,9 +272,20 @@ impl Client {
     }
 }
 
+/// Whether the same is likely to come again, so that it is tried at long intervals.
+pub(super) fn is_refusal(cause: &Cause) -> bool {
+    matches!(
+        cause,
+        Cause::AuthenticationFailed
+            | Cause::Certificate(CertError::Revoked { .. })
+            | Cause::Eap(EapError::ServerCertificate(CertError::Revoked { .. }))
+    )
+}
+
 /// Whether another attempt can only fail again, or do harm: a wrong password is not sent twice, because accounts are
-/// locked for that. AUTHENTICATION_FAILED is not among these: it comes before the gateway has proven anything, and whoever
-/// is in the path must not be able to end a tunnel with it.
+/// locked for that. Neither AUTHENTICATION_FAILED is among these, which comes before the gateway has proven anything, nor a
+/// revoked certificate, which anybody may show who has stolen its key: whoever is in the path must not be able to end a
+/// tunnel, and lead its traffic beside it ([`is_refusal`]).
 pub(super) fn is_final(failure: &Failure, failures: u32) -> bool {
     match &failure.cause {
         Cause::Eap(
@@ -283,8 +295,6 @@ pub(super) fn is_final(failure: &Failure, failures: u32) -> bool {
             | EapError::ServerUnproven
             | EapError::Unbound,
         )
-        | Cause::Certificate(CertError::Revoked { .. })
-        | Cause::Eap(EapError::ServerCertificate(CertError::Revoked { .. }))
         | Cause::Credential(_)
         | Cause::Unanswered(_)
         | Cause::OneRoundOnly

@@ -596,7 +596,15 @@ impl Client {
                 (None, false)
             }
             Phase::Up(up) => {
-                let Up { sa, mut beside, .. } = *up;
+                let Up {
+                    sa,
+                    mut beside,
+                    behind,
+                    ..
+                } = *up;
+                if let Some(behind) = behind {
+                    self.end(behind, now);
+                }
                 if let Some(attempt) = beside.as_mut().and_then(|beside| beside.attempt.as_mut()) {
                     attempt.abandon(&mut self.io.cx(now));
                 }

@@ -20,6 +20,8 @@ const SOON: Duration = Duration::from_secs(2);
 /// When a lost connection cannot be opened anew, the first pause before the next try, and the longest.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(8);
+/// A connection that lasted so long is opened anew at once when it is lost; one that did not, after a pause.
+const LASTED: Duration = Duration::from_secs(2);
 /// To so many addresses of the gateway connections are opened at once.
 const MAX_CONNECTIONS: usize = 2;
 
@@ -30,6 +32,8 @@ pub(super) struct Switch {
     /// When a connection that was lost is asked for again, and the pause after that.
     retry_at: Option<Instant>,
     retry: Duration,
+    /// When the connection in use was opened, if it took another one's place.
+    opened_at: Option<Instant>,
     /// A UDP socket was asked for, to see whether UDP gets through.
     probing: Option<Endpoint>,
     /// When UDP is asked next, while the SA is on TCP, and the pause after that.
@@ -45,6 +49,7 @@ impl Switch {
             connecting: Vec::new(),
             retry_at: None,
             retry: FIRST_RETRY,
+            opened_at: None,
             probing: None,
             probe_at: None,
             pause: FIRST_PAUSE,
@@ -53,9 +58,9 @@ impl Switch {
     }
 
     /// The SA is on this path now.
-    pub(super) fn arrived(&mut self, path: Path, now: Instant) {
+    /// Only one that `may_return` can be told to go back to UDP.
+    pub(super) fn arrived(&mut self, path: Path, may_return: bool, now: Instant) {
         self.retry_at = None;
-        self.retry = FIRST_RETRY;
         if path.transport == self.since.0 {
             return;
         }
@@ -63,7 +68,7 @@ impl Switch {
             if now >= self.since.1 + PROVEN {
                 self.pause = FIRST_PAUSE;
             }
-            self.probe_at = Some(now + self.pause);
+            self.probe_at = may_return.then(|| now + self.pause);
         } else {
             self.probe_at = None;
         }
@@ -107,6 +112,17 @@ impl Up {
         }
     }
 
+    /// A connection was lost, and another one is asked for: at once, unless it did not last.
+    pub(super) fn connect_after_loss(&mut self, events: &mut VecDeque<Event>, now: Instant) {
+        let opened = self.switch.opened_at;
+        if opened.is_none_or(|opened| now >= opened + LASTED) {
+            self.switch.retry = FIRST_RETRY;
+            return self.connect(events);
+        }
+        self.switch.retry_at = Some(now + self.switch.retry);
+        self.switch.retry = (self.switch.retry * 2).min(LONGEST_RETRY);
+    }
+
     /// What is due.
     pub(super) fn switch_on_time(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
         let is_cut = self.sa.established().is_some_and(Established::is_cut);
@@ -148,6 +164,7 @@ impl Up {
         match result {
             Ok(bound) => {
                 if established.connected(bound.path, cx) {
+                    self.switch.opened_at = Some(cx.now);
                     self.note_connection(bound);
                 }
             }

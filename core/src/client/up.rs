@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::attempt::{Attempt, Ready};
-use super::lost::{Lost, after_refusal, is_final};
+use super::lost::{Lost, after_refusal, is_final, is_refusal};
 use super::switch::Switch;
 use super::{Client, Phase, back_off, hinted_esp};
 use crate::command::{
@@ -46,7 +46,7 @@ pub(super) struct Up {
     /// It took over from an SA that was lost: the machine used the tunnel before.
     was_up: bool,
     /// An SA that is given up here, but not ended at the gateway, because it may be resumed.
-    behind: Option<IkeSa>,
+    pub(super) behind: Option<IkeSa>,
     /// A fresh SA that is to take over.
     pub(super) beside: Option<Box<Beside>>,
     /// Why nothing goes through at present, if it seems so, and since when.
@@ -104,8 +104,8 @@ impl Up {
             addresses,
         } = ready;
         let mut switch = Switch::new(now);
-        switch.arrived(bound.path, now);
         let established = sa.established_mut()?;
+        switch.arrived(bound.path, established.mobility.is_supported(), now);
         established.arrive(bound.mtu, None);
         let tunnel = tunnel_config(&config, established);
         Some(Self {
@@ -169,8 +169,9 @@ impl Up {
 
     pub(super) fn handle_timeout(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
         let now = cx.now;
+        let attempt = self.beside.as_ref().and_then(|beside| beside.attempt.as_ref());
         for (socket, until) in &mut self.left {
-            if self.sa.uses(*socket) {
+            if self.sa.uses(*socket) || attempt.is_some_and(|attempt| attempt.uses(*socket)) {
                 *until = (*until).max(now + LINGER);
             }
         }
@@ -348,7 +349,7 @@ impl Up {
             established.cut(cx);
             self.news.append(cx.news);
             if !self.is_offline() {
-                self.connect(events);
+                self.connect_after_loss(events, cx.now);
             }
             return;
         }
@@ -396,15 +397,7 @@ impl Up {
                 self.trouble = Some((Why::Offline, cx.now));
                 self.changed = true;
             }
-            if let Some(beside) = &mut self.beside {
-                beside.attempt = None;
-                beside.news.clear();
-            }
-            // Another gateway sent us to where there is no way from here. There may be one to the profile's own.
-            if self.config.redirected.last().is_some() {
-                let own = Arc::new(self.config.anew(&[]));
-                self.begin_beside_at(own, Why::Offline, events, cx);
-            }
+            self.search_at_own(events, cx);
             return;
         }
         self.switch.network_changed(cx.now);
@@ -438,10 +431,14 @@ impl Up {
             if was_offline || cx.now >= established.last_heard() + FRESH {
                 established.check(cx);
             }
+            let is_cut = established.is_cut();
             if let Some(mtu) = self.ways.first().and_then(|way| way.mtu) {
                 established.note_way_mtu(mtu);
             }
             self.news.append(cx.news);
+            if is_cut {
+                self.connect(events);
+            }
             if was_offline {
                 self.restart_beside(events, cx);
             }
@@ -465,6 +462,38 @@ impl Up {
             stage: Stage::Apply,
             cause: Cause::LeftBehind,
         }));
+    }
+
+    /// There is no way to the gateway, and so none for what is made beside, unless another gateway sent us to where there is
+    /// none from here: there may be one to the profile's own.
+    fn search_at_own(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        let is_elsewhere = self.config.redirected.last().is_some();
+        if let Some(beside) = &mut self.beside {
+            if is_elsewhere
+                && beside.config.redirected.last().is_none()
+                && let Some(attempt) = &mut beside.attempt
+            {
+                attempt.network_changed(events, cx);
+                beside.news.append(cx.news);
+                return;
+            }
+            if let Some(mut attempt) = beside.attempt.take() {
+                attempt.abandon(cx);
+            }
+            beside.news.clear();
+        }
+        if !is_elsewhere {
+            return;
+        }
+        let own = Arc::new(self.config.anew(&[]));
+        match &mut self.beside {
+            // What had to be made anew for another reason still has to be.
+            Some(beside) => {
+                beside.config = own;
+                self.begin_attempt(events, cx);
+            }
+            None => self.begin_beside_at(own, Why::Offline, events, cx),
+        }
     }
 
     fn restart_beside(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
@@ -510,7 +539,16 @@ impl Up {
 
     /// A fresh SA is to be made at another gateway, whatever else is under way (RFC 5685, section 5).
     fn follow(&mut self, redirect: &Redirect, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
-        let config = match self.config.follow(redirect, cx.now) {
+        // Whoever says it again does not make us begin again, and whoever says otherwise is counted.
+        let under_way = self
+            .beside
+            .as_ref()
+            .filter(|beside| beside.why == Why::Redirected);
+        if under_way.is_some_and(|beside| *beside.config.host() == redirect.to) {
+            return;
+        }
+        let present = under_way.map_or(&self.config, |beside| &beside.config);
+        let config = match present.follow(redirect, cx.now) {
             Ok(config) => Arc::new(config),
             Err(cause) => return tracing::warn!(?cause, "a redirect is not followed"),
         };
@@ -558,7 +596,8 @@ impl Up {
         if before != path.socket() {
             self.leave_path(before, now);
         }
-        self.switch.arrived(path, now);
+        let may_return = self.sa.established().is_some_and(|sa| sa.mobility.is_supported());
+        self.switch.arrived(path, may_return, now);
     }
 
     /// Makes the tunnel as large as the path is known to carry.
@@ -600,11 +639,12 @@ impl Client {
                     beside.retry_at = now + back_off(beside.failures - 1, &mut self.io.rng);
                     up.changed = true;
                     tracing::info!(message = %failure.message(), "no fresh IKE SA beside this one yet");
+                    let is_refusal = is_refusal(&failure.cause);
                     if is_final(&failure, beside.failures) {
                         // What is up is used for as long as it lasts.
                         beside.retry_at = now + NEVER;
                         beside.refused = Some(failure);
-                    } else if failure.cause == Cause::AuthenticationFailed {
+                    } else if is_refusal {
                         let pause = after_refusal(beside.failures);
                         beside.retry_at = beside.retry_at.max(now + pause);
                     }
@@ -712,9 +752,8 @@ impl Client {
         established.arrive(ready.bound.mtu, old.and_then(Established::proven_mtu));
         let tunnel = tunnel_config(&ready.config, established);
         let mut old = std::mem::replace(&mut up.sa, ready.sa);
-        // The way that it took may not be there any more. A connection belongs to one SA (RFC 9329, section 6.1).
-        if let Some(old) = old.established_mut().filter(|_| !from.is_tcp() && !to.is_tcp()) {
-            old.set_path(to);
+        if let Some(old) = old.established_mut() {
+            old.leave_along(to);
         }
         if resumed {
             // The gateway has deleted it without a word, and its Child SAs with it (RFC 5723, section 4.3.4).

@@ -99,7 +99,7 @@ pub(crate) struct Established {
     hinted_at: Option<Instant>,
     /// When nothing came in through a Child SA although the gateway answers, it was replaced: until when it is not
     /// again, and for how long that is.
-    silent: Option<(Instant, Duration)>,
+    pub(super) silent: Option<(Instant, Duration)>,
     doubted: bool,
     /// The machine came back to its network or woke: that the gateway answers is news.
     checking: bool,
@@ -244,6 +244,20 @@ impl Established {
     /// The way to the gateway that is left, whether it knows or not.
     pub(crate) fn set_path(&mut self, path: Path) {
         self.channel.path = path;
+    }
+
+    /// What is left to say to the gateway goes the way that another SA takes, as the one before may not be there any
+    /// more: to its own address still, and not along a connection, which belongs to one SA (RFC 9329, section 6.1).
+    pub(crate) fn leave_along(&mut self, way: Path) {
+        let present = self.channel.path;
+        if present.is_tcp() || way.is_tcp() {
+            return;
+        }
+        if way.remote.ip() == present.remote.ip() {
+            self.channel.path = way;
+        } else if way.local.is_ipv4() == present.remote.is_ipv4() {
+            self.channel.path.local = way.local;
+        }
     }
 
     /// When something authentic last came in.
@@ -796,7 +810,8 @@ impl Established {
             }
             // Asked at the next timeout, which is now.
             Hint::IkeSa if self.channel.is_free() => self.worry(cx.now),
-            Hint::IkeSa if self.channel.transmissions() > 1 && !self.doubted => {
+            // Nobody without proof makes us resume: the SA that is may be well (RFC 5723, section 9.4).
+            Hint::IkeSa if self.channel.transmissions() > 1 && !self.doubted && self.ticket().is_none() => {
                 self.doubted = true;
                 cx.news.push_back(News::Doubt);
             }

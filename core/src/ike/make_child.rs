@@ -427,6 +427,8 @@ impl Established {
                     Some(spi) => {
                         self.children.drain(spi, cx.now);
                         self.remake_at = cx.now;
+                        // The suspicion was right; the next one is looked into as soon.
+                        self.silent = None;
                     }
                     None => self.postpone(None, cx),
                 }

@@ -18,6 +18,8 @@ use crate::wire::iana::{ExchangeType, IdType, NotifyType};
 pub(crate) const RESUME_PATIENCE: Duration = Duration::from_secs(3);
 /// No gateway's tickets are longer: one has to fit into the first message, with all that is beside it.
 const LONGEST: usize = 16 * 1024;
+/// However long a ticket lives, after so long authentication is in full again, and with it the look at certificates.
+const LONGEST_LIFE: Duration = Duration::from_secs(86_400);
 /// A gateway that cannot give a ticket at once (TICKET_ACK) is asked again after so long.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -123,6 +125,10 @@ impl Established {
     /// Takes the ticket among the payloads of a response to TICKET_REQUEST (RFC 5723, section 4.1).
     pub(super) fn note_ticket(&mut self, payloads: &[Payload<'_>], now: Instant) {
         self.tickets.ask_at = None;
+        let auth = &self.config.profile.auth;
+        if !self.config.profile.ike.resumption || auth.certificate_first {
+            return; // not asked for
+        }
         if notifies(payloads, NotifyType::TICKET_ACK).next().is_some() {
             self.tickets.known = true;
             self.tickets.ask_at = Some(now + ASK_AGAIN);
@@ -135,7 +141,7 @@ impl Established {
         else {
             return;
         };
-        let lifetime = Duration::from_secs(seconds.into());
+        let lifetime = Duration::from_secs(seconds.into()).min(LONGEST_LIFE);
         let mut gateways = vec![self.path().remote.ip()];
         gateways.extend(self.mobility.others());
         let keys = &self.channel.keys;
