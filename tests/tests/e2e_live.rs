@@ -236,7 +236,8 @@ fn the_gateway_sends_us_elsewhere(lab: &Lab) {
         assert_eq!(sas.matches("ESTABLISHED").count(), 1, "{sas}");
     }
     let seen = pings.stop();
-    assert_eq!(seen.lost(), Vec::<usize>::new(), "of {}", seen.sent);
+    // The other gateway gives another inner address: an answer to the one before that is on its way then comes too late.
+    assert!(seen.lost().len() <= 2, "{:?} of {}", seen.lost(), seen.sent);
     assert_eq!(tunnel.stop("TERM").code, Some(0));
 }
 

@@ -368,7 +368,17 @@ fn an_idle_tunnel_sends_no_probes(lab: &Lab) {
     let woken = wakeups(tunnel.pid()) - before;
     tell(&format!("woken {woken} times in 75 s"));
     assert!(woken < 60, "woken {woken} times in 75 s");
-    let large = wire::tshark(&capture.end(), "udp.length > 200", &["udp.length"]);
+    let large = wire::tshark(
+        &capture.end(),
+        "udp.length > 200",
+        &[
+            "frame.time_relative",
+            "ip.src",
+            "udp.length",
+            "isakmp.exchangetype",
+            "esp.sequence",
+        ],
+    );
     assert!(large.is_empty(), "{large:?}");
     let events = leaves(tunnel);
     let statuses = events.iter().filter(|it| it["event"] == "status");

@@ -582,3 +582,50 @@ fn who_waits_for_an_answer_on_a_network_that_is_gone_begins_anew_on_another() {
         assert!(world.run_until(6 * SECOND, |world| world.status().state == State::Connected));
     }
 }
+
+/// Seed 39599 of the random histories.
+#[test]
+fn a_nat_that_forgets_is_noticed_although_the_ike_sa_is_busy() {
+    let cast = Cast::default();
+    let mut world = cast.world(AuthKind::Psk, 99);
+    world.link.interfaces = vec![Interface::new("wifi", &["10.11.0.2"]).behind("198.51.100.11")];
+    let mut profile = cast.profile(AuthKind::Psk);
+    profile.child.rekey = Duration::from_secs(10);
+    world.connect_and_wait(profile, cast.credentials()).unwrap();
+    world.run(Duration::from_secs(30));
+    world.rebind_nat();
+    let begun = world.now;
+    let before = world.received.len();
+    while world.received.len() == before {
+        world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+        world.run(Duration::from_secs(1));
+        let took = world.now.since(begun);
+        assert!(took < Duration::from_secs(20), "nothing comes back");
+    }
+}
+
+/// Seed 6757 of the random histories.
+#[test]
+fn a_gateway_that_forgets_twice_in_silence_is_found_out_twice() {
+    let cast = Cast::default();
+    let mut world = cast.world(AuthKind::Psk, 98);
+    world.gateway.config.complain = false;
+    world
+        .connect_and_wait(cast.profile(AuthKind::Psk), cast.credentials())
+        .unwrap();
+    for _ in 0..2 {
+        world.run(Duration::from_secs(1));
+        world.gateway.lose_children();
+        let begun = world.now;
+        let before = world.happenings.len();
+        // The first packets through the new child are lost with it before any answer comes.
+        while world.happenings.len() == before {
+            world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+            world.run(Duration::from_secs(1));
+            assert!(
+                world.now.since(begun) < Duration::from_secs(30),
+                "it is not found out"
+            );
+        }
+    }
+}

@@ -18,7 +18,7 @@ const PROVEN: Duration = Duration::from_secs(300);
 /// A moment that does not suit is followed by another so soon.
 const SOON: Duration = Duration::from_secs(2);
 /// When a lost connection cannot be opened anew, the first pause before the next try, and the longest.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(8);
 /// A connection that lasted so long is opened anew at once when it is lost; one that did not, after a pause.
 const LASTED: Duration = Duration::from_secs(2);

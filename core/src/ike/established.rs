@@ -587,10 +587,12 @@ impl Established {
 
     /// A new and authentic message of the present IKE SA.
     pub(super) fn handle_opened(&mut self, opened: &Opened, cx: &mut Cx<'_>) -> Result<(), End> {
-        let unanswered = self.unanswered.take();
         if !opened.header.flags.response {
             return self.serve(opened, cx);
         }
+        // Only these answers tell anything of why no packet comes in; a tunnel may be dead although its IKE SA is busy.
+        let asked = matches!(self.doing, Doing::Liveness | Doing::Update(_));
+        let unanswered = self.unanswered.take_if(|_| asked);
         self.answered_along(opened.path, cx);
         if std::mem::take(&mut self.doubted) | std::mem::take(&mut self.checking) {
             cx.news.push_back(News::Trust);
