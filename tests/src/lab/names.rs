@@ -51,8 +51,6 @@ pub const GATEWAY_ADDRESSES: &[&str] = &[
     GATEWAY_V6,
     GATEWAY_NEW,
     GATEWAY_NEW_V6,
-    GATEWAY_LIBRESWAN,
-    GATEWAY_LIBRESWAN_V6,
 ];
 
 /// The identities that the gateway answers to, one for each way of authentication. All are in its certificates.
