@@ -54,6 +54,8 @@ fn certificate(identity: &str) -> Profile {
 /// A ping that goes on, and notes when each answer came.
 struct Pings {
     child: Child,
+    /// Reads all the time: a full pipe would stop the ping.
+    output: Option<std::thread::JoinHandle<String>>,
     every: Duration,
 }
 
@@ -67,14 +69,24 @@ struct Seen {
 impl Pings {
     fn start(lab: &Lab, every: Duration) -> Self {
         let interval = every.as_secs_f64().to_string();
-        let child = lab
+        let mut child = lab
             .command("cli", "ping")
             .args(["-n", "-D", "-i", &interval, "-W", "1", names::SERVER_V4])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .expect("ping can be run");
-        Self { child, every }
+        let mut stdout = child.stdout.take().expect("it is a pipe");
+        let output = std::thread::spawn(move || {
+            let mut output = String::new();
+            std::io::Read::read_to_string(&mut stdout, &mut output).expect("ping prints text");
+            output
+        });
+        Self {
+            child,
+            output: Some(output),
+            every,
+        }
     }
 
     fn stop(mut self) -> Seen {
@@ -83,10 +95,9 @@ impl Pings {
             .args(["-INT", &self.child.id().to_string()])
             .status();
         assert!(signalled.is_ok_and(|status| status.success()), "ping had ended");
-        let mut output = String::new();
-        let mut stdout = self.child.stdout.take().expect("it is a pipe");
-        std::io::Read::read_to_string(&mut stdout, &mut output).expect("ping prints text");
         let _ = self.child.wait();
+        let reader = self.output.take().expect("it is read once");
+        let output = reader.join().expect("ping prints text");
         let answers: Vec<(usize, f64)> = output
             .lines()
             .filter_map(|line| {
