@@ -311,11 +311,3 @@ fn every_loss_of_one_or_two_messages_is_survived() {
         }
     }
 }
-
-#[test]
-fn a_ticket_is_never_seen_in_what_is_printed() {
-    let cast = Cast::default();
-    let world = connected(&cast, AuthKind::Psk, 20, |_| {});
-    let shown = format!("{:?} {:?}", world.status(), world.happenings);
-    assert!(!shown.contains("Ticket"), "{shown}");
-}
