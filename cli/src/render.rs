@@ -40,6 +40,7 @@ const fn interrupted(why: Option<Why>) -> &'static str {
         Some(Why::AuthLifetime) => "the authentication has expired; connecting again",
         Some(Why::RekeyRefused) => "the gateway does not renew the keys; connecting again",
         Some(Why::Expired) => "the keys have expired; connecting again",
+        Some(Why::Silent) => "the gateway answers, but nothing comes through; connecting again",
         Some(Why::Redirected) => "the gateway sends us to another one; connecting again",
     }
 }

@@ -354,6 +354,8 @@ pub enum Why {
     RekeyRefused,
     /// An SA must not be used any longer.
     Expired,
+    /// The gateway answers, but no packet comes through, perhaps because it sends them by another SA of ours.
+    Silent,
     /// The gateway sends us to another one (RFC 5685).
     Redirected,
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use peregrine_core::command::{Cause, Happening, Means, RekeyKind, State, Why};
 use peregrine_core::profile::{AuthKind, Host, Profile};
-use peregrine_core::wire::iana::NotifyType;
+use peregrine_core::wire::iana::{ExchangeType, NotifyType};
 use peregrine_tests::cast::{Cast, packet};
 use peregrine_tests::gateway::{Gateway, GatewayConfig, Unique};
-use peregrine_tests::link::Interface;
+use peregrine_tests::link::{Fate, Interface, Rule, Way};
 use peregrine_tests::world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -423,7 +423,7 @@ fn a_credential_that_is_refused_is_not_tried_in_a_loop() {
     );
     let asked = world.gateway.transcript[before..]
         .iter()
-        .filter(|(exchange, ..)| *exchange == peregrine_core::wire::iana::ExchangeType::IKE_AUTH)
+        .filter(|(exchange, ..)| *exchange == ExchangeType::IKE_AUTH)
         .count();
     assert!((4..=7).contains(&asked), "asked {asked} times in 20 minutes");
 }
@@ -457,7 +457,7 @@ fn a_hint_without_proof_is_looked_into_and_not_believed() {
         responder_spi: responder,
         next_payload: peregrine_core::wire::iana::PayloadType::NONE,
         version: peregrine_core::wire::VERSION,
-        exchange: peregrine_core::wire::iana::ExchangeType::INFORMATIONAL,
+        exchange: ExchangeType::INFORMATIONAL,
         flags: peregrine_core::wire::Flags {
             initiator: false,
             version: false,
@@ -628,4 +628,35 @@ fn a_gateway_that_forgets_twice_in_silence_is_found_out_twice() {
             );
         }
     }
+}
+
+/// Seed 16086 of the random histories: the gateway makes an SA beside the one that is up, its answer is lost, the machine
+/// goes offline, and the gateway sends everything by the SA that nobody waits for any more.
+#[test]
+fn an_sa_that_was_given_up_does_not_take_the_packets_for_good() {
+    let mut world = connected(34, |config, _| config.unique = Unique::Keep);
+    for exchange in [ExchangeType::INFORMATIONAL, ExchangeType::IKE_AUTH] {
+        let mut rule = Rule::first(Way::Down, exchange, Fate::Drop);
+        rule.times = u32::MAX;
+        world.link.rules.push(rule);
+    }
+    world.link.refuses_tcp = true;
+    world.gateway.echo = false;
+    world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+    assert!(world.run_until(60 * SECOND, |world| world.gateway.sas() == 2));
+    world.run(SECOND);
+    world.go_offline();
+    world.run(3 * SECOND);
+    world.link.rules.clear();
+    world.gateway.echo = true;
+    world.join(wifi());
+    gap(&mut world, 25 * SECOND);
+    assert_eq!(reconnects(&world), [Why::Silent]);
+    // From then on there is no reason to suspect anything.
+    world.gateway.echo = false;
+    for _ in 0..300 {
+        world.send(&packet("10.3.0.1", "10.9.9.9", 100));
+        world.run(SECOND);
+    }
+    assert_eq!(reconnects(&world), [Why::Silent]);
 }

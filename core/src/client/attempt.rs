@@ -32,6 +32,8 @@ pub(super) struct Attempt {
     outdated: u32,
     /// What is negotiated began with a ticket.
     resuming: bool,
+    /// An SA that was given up before this one may exist at the gateway.
+    left_one: bool,
 }
 
 enum Progress {
@@ -62,12 +64,19 @@ impl Attempt {
             reconnects: 0,
             outdated: 0,
             resuming: false,
+            left_one: false,
         };
         attempt.begin(events, now);
         attempt
     }
 
+    /// Whether the gateway may have an SA that this attempt asked for.
+    pub(super) fn may_be_made(&self) -> bool {
+        self.left_one || self.stage >= Stage::IkeAuth
+    }
+
     fn begin(&mut self, events: &mut VecDeque<Event>, now: Instant) {
+        self.left_one = self.may_be_made();
         match self.config.host().clone() {
             Host::Name(name) => {
                 events.push_back(Event::Ask(Ask::Resolve(name.clone())));

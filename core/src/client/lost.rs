@@ -116,7 +116,10 @@ impl Lost {
                 lost.attempt = attempt;
                 lost.news = news;
                 // The end of what had to be replaced was expected: there is nothing to wait for.
-                let expected = matches!(why, Why::AuthLifetime | Why::RekeyRefused | Why::Redirected);
+                let expected = matches!(
+                    why,
+                    Why::AuthLifetime | Why::RekeyRefused | Why::Redirected | Why::Silent
+                );
                 if lost.attempt.is_none() && expected {
                     lost.begin(events, cx);
                 }

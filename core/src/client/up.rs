@@ -47,6 +47,8 @@ pub(super) struct Up {
     was_up: bool,
     /// An SA that is given up here, but not ended at the gateway, because it may be resumed.
     pub(super) behind: Option<IkeSa>,
+    /// The gateway may have an SA of ours that was asked for after this one, and that we have given up.
+    has_twin: bool,
     /// A fresh SA that is to take over.
     pub(super) beside: Option<Box<Beside>>,
     /// Why nothing goes through at present, if it seems so, and since when.
@@ -117,6 +119,7 @@ impl Up {
             applied: false,
             was_up: false,
             behind: None,
+            has_twin: false,
             beside: None,
             trouble: None,
             ticket: None,
@@ -134,6 +137,11 @@ impl Up {
 
     fn attempt(&self) -> Option<&Attempt> {
         self.beside.as_ref().and_then(|beside| beside.attempt.as_ref())
+    }
+
+    /// Whether the gateway may have the SA that is made beside.
+    fn may_be_made(&self) -> bool {
+        self.attempt().is_some_and(Attempt::may_be_made)
     }
 
     fn is_resuming(&self) -> bool {
@@ -468,6 +476,7 @@ impl Up {
     /// none from here: there may be one to the profile's own.
     fn search_at_own(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
         let is_elsewhere = self.config.redirected.last().is_some();
+        self.has_twin |= self.may_be_made();
         if let Some(beside) = &mut self.beside {
             if is_elsewhere
                 && beside.config.redirected.last().is_none()
@@ -497,6 +506,7 @@ impl Up {
     }
 
     fn restart_beside(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
+        self.has_twin |= self.may_be_made();
         if let Some(beside) = &mut self.beside {
             beside.attempt = None;
             beside.news.clear();
@@ -509,7 +519,7 @@ impl Up {
     fn begin_beside(&mut self, why: Why, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
         if let Some(beside) = &mut self.beside {
             // Whoever has to be replaced in any case is not spared because it answers again.
-            if matches!(why, Why::AuthLifetime | Why::RekeyRefused) {
+            if matches!(why, Why::AuthLifetime | Why::RekeyRefused | Why::Silent) {
                 beside.why = why;
             }
             return;
@@ -553,6 +563,7 @@ impl Up {
             Err(cause) => return tracing::warn!(?cause, "a redirect is not followed"),
         };
         tracing::info!(from = %redirect.from, to = %redirect.to, "the gateway sends us to another one");
+        self.has_twin |= self.may_be_made();
         if let Some(beside) = self.beside.take()
             && let Some(mut attempt) = beside.attempt
         {
@@ -634,6 +645,7 @@ impl Client {
             match outcome {
                 Ok(ready) => return self.take_over(up, ready, now),
                 Err(failure) => {
+                    up.has_twin |= attempt.may_be_made();
                     beside.attempt = None;
                     beside.failures += 1;
                     beside.retry_at = now + back_off(beside.failures - 1, &mut self.io.rng);
@@ -708,6 +720,14 @@ impl Client {
                     Renewal::Redirected(redirect) => up.follow(&redirect, events, &mut cx),
                 }
             }
+            News::Silent => {
+                // Rekeying heals a child that the gateway has forgotten, and not that it sends all to our address by the
+                // newest SA that it takes for ours.
+                if up.has_twin {
+                    let (mut cx, events) = self.io.split(now);
+                    up.begin_beside(Why::Silent, events, &mut cx);
+                }
+            }
             News::AskWay => {
                 if let Some(established) = up.sa.established() {
                     let gateway = established.path().gateway();
@@ -729,6 +749,7 @@ impl Client {
             up.beside.as_ref().is_some_and(|beside| {
                 matches!(beside.why, Why::PeerDead | Why::NetworkChanged | Why::Offline)
             }) && !up.is_resuming();
+        up.has_twin |= needless && up.may_be_made();
         if needless
             && let Some(beside) = up.beside.take()
             && let Some(mut attempt) = beside.attempt
@@ -769,6 +790,7 @@ impl Client {
         }
         up.config = ready.config;
         up.trouble = None;
+        up.has_twin = false;
         if tunnel != up.tunnel {
             up.tunnel = tunnel;
             self.io.events.push_back(Event::Plan(Plan {

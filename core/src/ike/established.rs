@@ -395,7 +395,9 @@ impl Established {
     /// Packets went out and none came in, although the gateway answers: it may have forgotten the Child SA and not say
     /// so, which its answer to a rekeying tells. Or a NAT has changed its mapping before there was one to compare with,
     /// which an update heals.
-    fn suspect_child(&mut self, now: Instant) {
+    fn suspect_child(&mut self, cx: &mut Cx<'_>) {
+        let now = cx.now;
+        cx.news.push_back(News::Silent);
         let pause = match self.silent {
             Some((until, _)) if now < until => return,
             Some((_, pause)) => (pause * 2).min(SILENT_AGAIN_LATEST),
@@ -605,7 +607,7 @@ impl Established {
             Doing::Liveness => {
                 if unanswered.is_some_and(|since| cx.now >= since + self.unanswered_patience()) {
                     self.pmtu.suspect();
-                    self.suspect_child(cx.now);
+                    self.suspect_child(cx);
                 }
                 self.note_addresses(&payloads);
                 self.compare_mapping(opened.path, &payloads, cx);

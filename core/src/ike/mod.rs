@@ -91,6 +91,8 @@ pub(crate) enum News {
     Doubt,
     /// The gateway answers again.
     Trust,
+    /// The gateway answers, but packets go out and none comes in.
+    Silent,
     /// A fresh SA has to take over in time.
     Renew(Renewal),
     /// What was asked stays without an answer: a new TCP connection may get through (RFC 9329, sections 6.1 and 7.1).
