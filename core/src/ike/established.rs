@@ -47,7 +47,7 @@ const HINT_EVERY: Duration = Duration::from_secs(30);
 const HINT_COUNTS: Duration = Duration::from_secs(3);
 /// How long a Child SA that was replaced because nothing came in through it is left alone; twice as long each time in a
 /// row. Traffic that goes one way only looks the same.
-const SILENT_AGAIN: Duration = Duration::from_secs(120);
+const SILENT_AGAIN: Duration = Duration::from_secs(30);
 const SILENT_AGAIN_LATEST: Duration = Duration::from_secs(3600);
 /// The shortest lifetime of an authentication that we believe, so that a gateway cannot keep us busy.
 const SHORTEST_AUTH: Duration = Duration::from_secs(60);
