@@ -139,9 +139,11 @@ impl Up {
         self.beside.as_ref().and_then(|beside| beside.attempt.as_ref())
     }
 
-    /// Whether the gateway may have the SA that is made beside.
-    fn may_be_made(&self) -> bool {
-        self.attempt().is_some_and(Attempt::may_be_made)
+    /// What is made beside is given up; the gateway may have made it all the same.
+    fn give_up_attempt(&mut self) -> Option<Attempt> {
+        let attempt = self.beside.as_mut()?.attempt.take()?;
+        self.has_twin |= attempt.may_be_made();
+        Some(attempt)
     }
 
     fn is_resuming(&self) -> bool {
@@ -476,7 +478,6 @@ impl Up {
     /// none from here: there may be one to the profile's own.
     fn search_at_own(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
         let is_elsewhere = self.config.redirected.last().is_some();
-        self.has_twin |= self.may_be_made();
         if let Some(beside) = &mut self.beside {
             if is_elsewhere
                 && beside.config.redirected.last().is_none()
@@ -486,10 +487,10 @@ impl Up {
                 beside.news.append(cx.news);
                 return;
             }
-            if let Some(mut attempt) = beside.attempt.take() {
+            beside.news.clear();
+            if let Some(mut attempt) = self.give_up_attempt() {
                 attempt.abandon(cx);
             }
-            beside.news.clear();
         }
         if !is_elsewhere {
             return;
@@ -506,9 +507,8 @@ impl Up {
     }
 
     fn restart_beside(&mut self, events: &mut VecDeque<Event>, cx: &mut Cx<'_>) {
-        self.has_twin |= self.may_be_made();
+        self.give_up_attempt();
         if let Some(beside) = &mut self.beside {
-            beside.attempt = None;
             beside.news.clear();
             beside.retry_at = cx.now;
             self.begin_attempt(events, cx);
@@ -563,10 +563,7 @@ impl Up {
             Err(cause) => return tracing::warn!(?cause, "a redirect is not followed"),
         };
         tracing::info!(from = %redirect.from, to = %redirect.to, "the gateway sends us to another one");
-        self.has_twin |= self.may_be_made();
-        if let Some(beside) = self.beside.take()
-            && let Some(mut attempt) = beside.attempt
-        {
+        if let Some(mut attempt) = self.give_up_attempt() {
             attempt.abandon(cx);
         }
         self.begin_beside_at(config, Why::Redirected, events, cx);
@@ -645,13 +642,14 @@ impl Client {
             match outcome {
                 Ok(ready) => return self.take_over(up, ready, now),
                 Err(failure) => {
-                    up.has_twin |= attempt.may_be_made();
+                    let is_refusal = is_refusal(&failure.cause);
+                    // What was refused does not exist.
+                    up.has_twin |= attempt.may_be_made() && !is_refusal;
                     beside.attempt = None;
                     beside.failures += 1;
                     beside.retry_at = now + back_off(beside.failures - 1, &mut self.io.rng);
                     up.changed = true;
                     tracing::info!(message = %failure.message(), "no fresh IKE SA beside this one yet");
-                    let is_refusal = is_refusal(&failure.cause);
                     if is_final(&failure, beside.failures) {
                         // What is up is used for as long as it lasts.
                         beside.retry_at = now + NEVER;
@@ -749,12 +747,11 @@ impl Client {
             up.beside.as_ref().is_some_and(|beside| {
                 matches!(beside.why, Why::PeerDead | Why::NetworkChanged | Why::Offline)
             }) && !up.is_resuming();
-        up.has_twin |= needless && up.may_be_made();
-        if needless
-            && let Some(beside) = up.beside.take()
-            && let Some(mut attempt) = beside.attempt
-        {
-            attempt.abandon(&mut self.io.cx(now));
+        if needless {
+            if let Some(mut attempt) = up.give_up_attempt() {
+                attempt.abandon(&mut self.io.cx(now));
+            }
+            up.beside = None;
         }
     }
 
