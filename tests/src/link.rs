@@ -79,6 +79,8 @@ pub struct Interface {
     pub carries: u16,
     /// It is up, but nothing gets through.
     pub is_dead: bool,
+    /// Nothing gets out, as where a route is gone; what comes in still does.
+    pub takes_nothing: bool,
     /// UDP does not get through.
     pub no_udp: bool,
     /// TCP does not get through.
@@ -101,6 +103,7 @@ impl Interface {
             mtu: Some(1500),
             carries: u16::MAX,
             is_dead: false,
+            takes_nothing: false,
             no_udp: false,
             no_tcp: false,
         };
@@ -331,7 +334,12 @@ impl Link {
     /// The client's path as the gateway sees it; none when the datagram gets nowhere.
     pub fn up(&mut self, path: Path, now: Instant) -> Option<Path> {
         let is_open = self.is_open(path.local.ip(), path.transport);
-        if !is_open || !self.is_here(path.local.ip()) || self.blocked.contains(&path.remote.ip()) {
+        let takes = |interface: &Interface| interface.has(path.local.ip()) && !interface.takes_nothing;
+        if !is_open
+            || !self.is_here(path.local.ip())
+            || !self.interfaces.iter().any(takes)
+            || self.blocked.contains(&path.remote.ip())
+        {
             return None;
         }
         let client = match self.nat_of(path.local.ip()) {

@@ -222,6 +222,20 @@ impl World {
         }
     }
 
+    /// The route by the network of this name is gone: nothing gets out there any more, and what is on its way still
+    /// comes in. The other networks are preferred.
+    pub fn lose_route(&mut self, name: &str) {
+        let (left, mut rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.link.interfaces)
+            .into_iter()
+            .partition(|interface| interface.name == name);
+        rest.extend(left.into_iter().map(|interface| Interface {
+            takes_nothing: true,
+            ..interface
+        }));
+        self.link.interfaces = rest;
+        self.tell_network();
+    }
+
     /// The NATs forget the client, and nobody says so: it appears from another port, and the old one leads nowhere.
     pub fn rebind_nat(&mut self) {
         self.link.forget_mappings();

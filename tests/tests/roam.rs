@@ -165,6 +165,29 @@ fn the_network_changes_again_before_the_last_change_is_through() {
     assert!(world.ends_agree());
 }
 
+/// What the gateway asks on the network that we have just left comes in there, and no answer of ours gets out.
+#[test]
+fn a_request_that_comes_in_where_nothing_gets_out_is_answered_on_the_new_network() {
+    let mut world = connected(4, |_, _| ());
+    world.join(lte());
+    world.run(5 * SECOND);
+    assert_eq!(
+        world.status().path.unwrap().local.ip(),
+        "10.12.0.2".parse::<IpAddr>().unwrap()
+    );
+    world.gateway_does(Gateway::rekey_child);
+    world.lose_route("lte");
+    assert!(gap(&mut world, 5 * SECOND) <= 100 * MS);
+    let replaced = |world: &World| {
+        let happenings = world.happenings.iter();
+        happenings
+            .filter(|(_, it)| matches!(it, Happening::Rekey(_)))
+            .count()
+            == 1
+    };
+    assert!(world.run_until(200 * MS, |world| replaced(world) && world.ends_agree()));
+}
+
 #[test]
 fn a_nat_that_forgets_is_noticed_within_one_keepalive() {
     let mut world = connected(5, |_, _| ());

@@ -419,7 +419,7 @@ impl Channel {
         }
     }
 
-    /// Answers the gateway's request `to`, the way that it came.
+    /// Answers the gateway's request `to`, the way that it came (RFC 7296, section 2.11).
     pub(crate) fn respond(
         &mut self,
         to: &Opened,
@@ -429,7 +429,7 @@ impl Channel {
         let Opened { header: to, path, .. } = *to;
         let header = self.header(to.exchange, to.message_id, true);
         let messages = self.seal(header, payloads, self.fragment_size, path)?;
-        self.send_on(path, &messages, cx);
+        self.send_answer(path, &messages, cx);
         self.answered = Some(Answered {
             message_id: to.message_id,
             messages,
@@ -437,6 +437,16 @@ impl Channel {
             path,
         });
         Ok(())
+    }
+
+    /// Sends an answer the way that the request came, and along the present path too where that begins elsewhere: the
+    /// gateway asked before it knew of our move, what it asked may come in by a network that takes nothing any more,
+    /// and it would ask again only after seconds.
+    fn send_answer(&mut self, path: Path, messages: &[Vec<u8>], cx: &mut Cx<'_>) {
+        self.send_on(path, messages, cx);
+        if path.socket() != self.path.socket() && !path.is_tcp() && !self.path.is_tcp() {
+            self.send(messages, cx);
+        }
     }
 
     /// Sends the outstanding request again, smaller if it was lost twice as fragments.
@@ -507,7 +517,7 @@ impl Channel {
             if opened.fragment.is_none_or(|(number, _)| number == 1)
                 && let Some(answer) = self.answered.take()
             {
-                self.send_on(path, &answer.messages, cx);
+                self.send_answer(path, &answer.messages, cx);
                 self.answered = Some(answer);
             }
             return None;
