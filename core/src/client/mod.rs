@@ -368,15 +368,32 @@ impl Client {
     /// An inner packet to send through the tunnel; dropped and counted when that is not possible. While the tunnel is
     /// being made again, a few wait for it: see [`Client::send_waiting`].
     pub fn handle_packet(&mut self, packet: &[u8], sink: &mut impl Sink, now: Instant) {
+        let write = |room: &mut [u8]| room.copy_from_slice(packet);
+        self.handle_packet_of(packet.len(), write, sink, now);
+    }
+
+    /// The same for a packet of `len` octets that `write` writes into the room it is given, all of it: where it will be
+    /// sealed, so that it is not copied once more.
+    pub fn handle_packet_of(
+        &mut self,
+        len: usize,
+        write: impl FnOnce(&mut [u8]),
+        sink: &mut impl Sink,
+        now: Instant,
+    ) {
         let established = match &mut self.phase {
             Phase::Up(up) => up.sa.established_mut(),
             Phase::Idle | Phase::Connecting(_) | Phase::Lost(_) | Phase::Leaving(_) => None,
         };
         let Some((established, length)) =
-            established.and_then(|sa| Some((sa.children.sealed_len(packet.len())?, sa)).map(|(a, b)| (b, a)))
+            established.and_then(|sa| Some((sa.children.sealed_len(len)?, sa)).map(|(a, b)| (b, a)))
         else {
             self.shown.no_tunnel += match &self.phase {
-                Phase::Up(_) | Phase::Lost(_) => self.waiting.push(packet, now),
+                Phase::Up(_) | Phase::Lost(_) => {
+                    let mut packet = vec![0; len].into_boxed_slice();
+                    write(&mut packet);
+                    self.waiting.push(packet, now)
+                }
                 Phase::Idle | Phase::Connecting(_) | Phase::Leaving(_) => 1,
             };
             return;
@@ -385,7 +402,7 @@ impl Client {
             self.shown.no_room += 1;
             return;
         };
-        match established.seal(packet, room, now) {
+        match established.seal(len, write, room, now) {
             Ok(length) => sink.commit(length),
             Err(Discard::Exhausted) => self.lose(Cause::Exhausted, now),
             Err(_) => {}

@@ -20,12 +20,12 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// Lets a packet wait; how many others are dropped for it, or for their age.
-    pub(super) fn push(&mut self, packet: &[u8], now: Instant) -> u64 {
+    pub(super) fn push(&mut self, packet: Box<[u8]>, now: Instant) -> u64 {
         if packet.len() > MAX_OCTETS {
             return 1;
         }
-        self.packets.push_back((now, packet.into()));
         self.octets += packet.len();
+        self.packets.push_back((now, packet));
         let mut dropped = 0;
         while self.packets.len() > MAX_PACKETS || self.octets > MAX_OCTETS || self.is_stale(now) {
             self.pop();
@@ -74,7 +74,7 @@ mod tests {
     fn the_newest_wait_in_their_order() {
         let mut waiting = Waiting::default();
         for number in 0..40 {
-            assert_eq!(waiting.push(&[number], at(1)), u64::from(number >= 32));
+            assert_eq!(waiting.push(Box::new([number]), at(1)), u64::from(number >= 32));
         }
         assert_eq!(waiting.pop().as_deref(), Some(&[8][..]));
         assert_eq!(waiting.pop().as_deref(), Some(&[9][..]));
@@ -84,13 +84,17 @@ mod tests {
     fn they_are_bounded_in_octets_and_age() {
         let mut waiting = Waiting::default();
         for _ in 0..4 {
-            assert_eq!(waiting.push(&[0; 16_384], at(1)), 0);
+            assert_eq!(waiting.push(Box::new([0; 16_384]), at(1)), 0);
         }
-        assert_eq!(waiting.push(&[1], at(2)), 1);
-        assert_eq!(waiting.push(&[0; 65_537], at(2)), 1, "it alone is too much");
+        assert_eq!(waiting.push(Box::new([1]), at(2)), 1);
+        assert_eq!(
+            waiting.push(Box::new([0; 65_537]), at(2)),
+            1,
+            "it alone is too much"
+        );
         assert_eq!(waiting.age(at(3)), 0);
         assert_eq!(waiting.age(at(4)), 3);
-        assert_eq!(waiting.push(&[2], at(5)), 1);
+        assert_eq!(waiting.push(Box::new([2]), at(5)), 1);
         assert_eq!(waiting.pop().as_deref(), Some(&[2][..]));
         assert!(waiting.is_empty());
         assert_eq!(waiting.octets, 0);

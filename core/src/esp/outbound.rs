@@ -75,12 +75,25 @@ impl Outbound {
     /// does not belong into the tunnel, [`Discard::Buffer`] when `out` is too short, [`Discard::Exhausted`] when
     /// this SA must not be used any longer.
     pub fn seal(&mut self, packet: &[u8], out: &mut [u8]) -> Result<usize, Discard> {
+        self.seal_written(packet.len(), |room| room.copy_from_slice(packet), out)
+    }
+
+    /// The same for a packet of `len` octets that `write` writes into the room it is given.
+    ///
+    /// # Errors
+    /// As [`Self::seal`].
+    pub fn seal_written(
+        &mut self,
+        len: usize,
+        write: impl FnOnce(&mut [u8]),
+        out: &mut [u8],
+    ) -> Result<usize, Discard> {
         let start = self.header_len();
-        let room = out.get_mut(start..).and_then(|room| room.get_mut(..packet.len()));
+        let room = out.get_mut(start..).and_then(|room| room.get_mut(..len));
         if let Some(room) = room {
-            room.copy_from_slice(packet);
+            write(room);
         }
-        self.seal_in_place(packet.len(), out)
+        self.seal_in_place(len, out)
     }
 
     /// The same without a copy: the inner packet lies at [`Self::header_len`] in `buf` already, with the rest of

@@ -274,10 +274,16 @@ impl Children {
             .any(|child| child.sa.outbound_spi.0.to_be_bytes() == *spi)
     }
 
-    /// Seals an inner packet into `out`.
-    pub(super) fn seal(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> Result<usize, Discard> {
+    /// Seals an inner packet of `len` octets, which `write` writes, into `out`.
+    pub(super) fn seal(
+        &mut self,
+        len: usize,
+        write: impl FnOnce(&mut [u8]),
+        out: &mut [u8],
+        now: Instant,
+    ) -> Result<usize, Discard> {
         let child = self.current_mut().ok_or(Discard::UnknownSpi)?;
-        let sealed = child.sa.outbound.seal(packet, out);
+        let sealed = child.sa.outbound.seal_written(len, write, out);
         if !child.is_used_up && child.sa.outbound.rekey_due() {
             child.use_up(now);
         }

@@ -313,12 +313,18 @@ impl Established {
     }
 
     /// Seals an inner packet into `out`.
-    pub(crate) fn seal(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> Result<usize, Discard> {
-        let sealed = self.children.seal(packet, out, now);
+    pub(crate) fn seal(
+        &mut self,
+        len: usize,
+        write: impl FnOnce(&mut [u8]),
+        out: &mut [u8],
+        now: Instant,
+    ) -> Result<usize, Discard> {
+        let sealed = self.children.seal(len, write, out, now);
         if sealed.is_ok() {
             self.channel.last_out = now;
             self.unanswered.get_or_insert(now);
-            self.pmtu.note_packet(packet.len(), now);
+            self.pmtu.note_packet(len, now);
         }
         sealed
     }
