@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 const STATUS: &str = "\
 Exit status:
@@ -67,8 +67,24 @@ pub(crate) struct ConnectOptions {
     /// Give up when the tunnel is not up after this many seconds
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..=86400))]
     pub(crate) timeout: Option<u32>,
+    /// Do without an offload, to find out whether it is at fault
+    #[arg(long, value_name = "OFFLOAD", value_delimiter = ',')]
+    pub(crate) without: Vec<Offload>,
     #[command(flatten)]
     pub(crate) secret: SecretOptions,
+}
+
+/// What the kernel and the network card may do of the packets' work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Offload {
+    /// Programs' packets come to us in large pieces
+    Tso,
+    /// We give packets to programs in large pieces
+    TunGro,
+    /// We give datagrams to the network in large pieces
+    UdpGso,
+    /// Datagrams come from the network in large pieces
+    UdpGro,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -112,6 +128,7 @@ mod tests {
             "peregrine connect office.toml --json --timeout 30 -vv",
             "peregrine -v connect office.toml --password-file secret",
             "peregrine connect office.toml --password-fd 3",
+            "peregrine connect office.toml --without tso,udp-gso --without udp-gro",
             "peregrine check office.toml --json",
             "peregrine completions bash",
             "peregrine man connect",
@@ -122,6 +139,7 @@ mod tests {
             "peregrine",
             "peregrine connect",
             "peregrine connect office.toml --timeout 0",
+            "peregrine connect office.toml --without everything",
             "peregrine connect office.toml --password secret",
             "peregrine connect office.toml --password-fd 3 --password-file x",
             "peregrine completions sh",

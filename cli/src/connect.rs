@@ -11,13 +11,13 @@ use peregrine_core::command::{
 use peregrine_core::crypto::Secret;
 use peregrine_core::profile::{Credentials, MissingSecret, Profile, WEAK_PSK_WARNING, is_weak_psk};
 use peregrine_platform::driver::{self, Notice};
-use peregrine_platform::linux::{self, LinuxHost};
+use peregrine_platform::linux::{self, LinuxHost, Offloads};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::answers::{Answers, Beside};
-use crate::args::ConnectOptions;
+use crate::args::{ConnectOptions, Offload};
 use crate::exit::{self, Exit};
 use crate::load::{self, LoadFault, Secrets};
 use crate::render::{self, Progress};
@@ -57,7 +57,11 @@ pub(crate) fn run(options: &ConnectOptions, verbose: u8) -> Exit {
     let ended = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
         // The host's devices and sockets belong to the runtime.
         let _inside = runtime.enter();
-        let host = match LinuxHost::new(linux::Config::system()) {
+        let config = linux::Config {
+            offloads: offloads(&options.without),
+            ..linux::Config::system()
+        };
+        let host = match LinuxHost::new(config) {
             Ok(host) => host,
             Err(fault) => {
                 return Ok(output.fail(&Failure {
@@ -79,6 +83,16 @@ pub(crate) fn run(options: &ConnectOptions, verbose: u8) -> Exit {
             .map_err(|error| error.to_string())
     });
     ended.unwrap_or_else(|error| exit::unexpected(&error))
+}
+
+fn offloads(without: &[Offload]) -> Offloads {
+    let has = |offload| !without.contains(&offload);
+    Offloads {
+        tso: has(Offload::Tso),
+        tun_gro: has(Offload::TunGro),
+        udp_gso: has(Offload::UdpGso),
+        udp_gro: has(Offload::UdpGro),
+    }
 }
 
 /// The profile with all its secrets, and who answers what is asked later.

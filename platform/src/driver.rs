@@ -1,14 +1,14 @@
 //! The loop that moves bytes and events between [`Client`] and [`Host`]. It decides nothing.
 
 use std::future::{Future, pending, poll_fn};
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use peregrine_core::client::Client;
+use peregrine_core::client::{Client, InnerMtu};
 use peregrine_core::command::{
     Answer, Ask, Bound, Command, Endpoint, Event, Happening, HostFault, Path, Prompt, State, Status, Traffic,
     Transmit, Transport,
@@ -20,6 +20,9 @@ use tokio::sync::mpsc;
 
 use crate::batch::Batch;
 use crate::clock::{self, Alarm as _};
+use crate::dataplane::coalesce::{Coalescer, Offers};
+use crate::dataplane::segment::{Outgoing, Segments};
+use crate::dataplane::virtio;
 use crate::host::{Applied, Change, Changes, Host, Tun, Way};
 use crate::links::Links;
 
@@ -77,7 +80,7 @@ pub async fn run<H: Host>(
     );
     let mut driver = Driver::new(host, client, notices);
 
-    let mut inbound = Batch::new();
+    let mut inbound = Batch::for_received();
     let mut outbound = Batch::new();
     let mut report = pin!(tokio::time::sleep(Duration::ZERO));
     let mut report_is_due = false;
@@ -195,6 +198,9 @@ struct Driver<'h, H: Host> {
     client: Client,
     links: Links<H::Socket, H::Stream>,
     tun: Option<H::Tun>,
+    /// What the device takes in one piece, until it refuses some of it.
+    offers: Offers,
+    coalescer: Coalescer,
     plans: Plans<H::Tun>,
     /// The last plan could not be applied; something of ours may be left.
     failed: bool,
@@ -232,6 +238,8 @@ impl<'h, H: Host> Driver<'h, H> {
             client,
             links: Links::new(),
             tun: None,
+            offers: Offers::default(),
+            coalescer: Coalescer::new(),
             plans: Plans {
                 wanted: Plan::default(),
                 running: None,
@@ -263,31 +271,43 @@ impl<'h, H: Host> Driver<'h, H> {
 
     /// Datagrams came in.
     fn open(&mut self, batch: &mut Batch<Path>, now: Instant) {
-        for (path, datagram) in batch.packets() {
+        let start_of = |octets: &[u8]| octets.as_ptr().addr();
+        for (path, start, datagram) in batch.packets() {
+            let begin = start_of(datagram);
             let Some(packet) = self.client.handle_datagram(path, datagram, now) else {
                 continue;
             };
             self.moved = true;
-            let (Some(tun), Some(mtu)) = (&self.tun, self.client.inner_mtu()) else {
+            let Some(mtu) = self.client.inner_mtu() else {
                 continue;
             };
             clamp_mss(packet, mtu.octets);
-            if let Err(error) = tun.send(packet) {
-                tracing::trace!(%error, "the machine did not take a packet");
+            self.coalescer
+                .add(start + (start_of(packet) - begin), packet.len());
+        }
+        if let Some(tun) = &self.tun {
+            let written = self
+                .coalescer
+                .write(batch.octets(), self.offers, |parts| tun.send(parts));
+            if written.refused {
+                tracing::warn!(
+                    "the tunnel device refuses several packets in one piece; they are written one by one from now on"
+                );
+                self.offers = Offers::default();
             }
         }
+        self.coalescer.clear();
         batch.clear();
     }
 
     /// Packets came out of the tunnel device.
-    fn seal(&mut self, batch: &mut Batch<()>, now: Instant) {
+    fn seal(&mut self, batch: &mut Batch<virtio::Header>, now: Instant) {
         if let Some(mtu) = self.client.inner_mtu() {
-            for ((), packet) in batch.packets() {
-                clamp_mss(packet, mtu.octets);
-                if packet.len() > usize::from(mtu.octets) && mtu.is_proven {
-                    self.seal_large(packet, mtu.octets, now);
-                } else {
-                    self.client.handle_packet(packet, &mut self.links, now);
+            for (header, _, packet) in batch.packets() {
+                match Outgoing::new(packet, header) {
+                    Ok(Outgoing::Whole(packet)) => self.seal_one(packet, mtu, now),
+                    Ok(Outgoing::Segments(segments)) => self.seal_segments(&segments, mtu, now),
+                    Err(unfit) => tracing::debug!(%unfit, "nothing can be done with what the machine sent"),
                 }
             }
             self.moved = true;
@@ -295,21 +315,52 @@ impl<'h, H: Host> Driver<'h, H> {
         batch.clear();
     }
 
+    fn seal_one(&mut self, packet: &mut [u8], mtu: InnerMtu, now: Instant) {
+        clamp_mss(packet, mtu.octets);
+        if packet.len() > usize::from(mtu.octets) && mtu.is_proven {
+            self.seal_large(packet, mtu.octets, now);
+        } else {
+            self.client.handle_packet(packet, &mut self.links, now);
+        }
+    }
+
+    /// Several packets came out of the tunnel device in one piece. All but the last are equally long.
+    fn seal_segments(&mut self, segments: &Segments<'_>, mtu: InnerMtu, now: Instant) {
+        let is_large = segments.len(0) > usize::from(mtu.octets) && mtu.is_proven;
+        for index in 0..segments.count() {
+            let len = segments.len(index);
+            if is_large {
+                let mut packet = vec![0; len];
+                segments.write(index, &mut packet);
+                if self.seal_large(&packet, mtu.octets, now) {
+                    // The sender knows, and sends all of it again.
+                    return;
+                }
+            } else {
+                let write = |room: &mut [u8]| segments.write(index, room);
+                self.client.handle_packet_of(len, write, &mut self.links, now);
+            }
+        }
+    }
+
     /// A packet came out of the tunnel device that the path does not carry in one piece: the device's MTU was larger a
     /// moment ago, or IPv6 does not let it be as small as the path's. Its sender is told, or the packet is fragmented.
-    /// What allows neither is sent as it is.
-    fn seal_large(&mut self, packet: &[u8], mtu: u16, now: Instant) {
+    /// What allows neither is sent as it is. Whether the sender was told.
+    fn seal_large(&mut self, packet: &[u8], mtu: u16, now: Instant) -> bool {
         if let Some(parts) = esp::fragments(packet, mtu) {
             for part in parts {
                 self.client.handle_packet(&part, &mut self.links, now);
             }
         } else if let (Some(tun), Some(answer)) = (&self.tun, esp::too_big(packet, mtu)) {
-            if let Err(error) = tun.send(&answer) {
+            let whole = virtio::Header::default().to_octets();
+            if let Err(error) = tun.send(&[IoSlice::new(&whole), IoSlice::new(&answer)]) {
                 tracing::trace!(%error, "the machine did not take a packet");
             }
+            return true;
         } else {
             self.client.handle_packet(packet, &mut self.links, now);
         }
+        false
     }
 
     /// The tunnel device is gone although nobody asked for that: make the machine equal to the plan again.
@@ -389,6 +440,7 @@ impl<'h, H: Host> Driver<'h, H> {
         let answer = match result {
             Ok(Applied { tun, interface }) => {
                 if tun.is_some() || interface.is_none() {
+                    self.offers = tun.as_ref().map(Tun::offers).unwrap_or_default();
                     self.tun = tun;
                 }
                 Ok(interface)
@@ -598,7 +650,7 @@ impl<T> Plans<T> {
     }
 }
 
-async fn read<T: Tun>(tun: Option<&T>, batch: &mut Batch<()>) -> io::Result<()> {
+async fn read<T: Tun>(tun: Option<&T>, batch: &mut Batch<virtio::Header>) -> io::Result<()> {
     match tun {
         Some(tun) => tun.recv(batch).await,
         None => pending().await,

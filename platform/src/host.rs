@@ -1,7 +1,7 @@
 //! What the driver asks of an operating system, without naming one.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll};
 
@@ -10,6 +10,8 @@ use peregrine_core::plan::Plan;
 
 use crate::batch::Batch;
 use crate::clock::Clock;
+use crate::dataplane::coalesce::Offers;
+use crate::dataplane::virtio;
 
 /// An operating system: it makes the machine equal to a plan, opens sockets, resolves names, tells of changes, and
 /// knows the time.
@@ -125,20 +127,27 @@ pub struct Applied<T> {
     pub interface: Option<String>,
 }
 
-/// A tunnel device. Packets are whole IP packets, without any header before them.
+/// A tunnel device. Packets are whole IP packets, without any header before them; what is left to do with one is told
+/// beside it.
 pub trait Tun {
     /// Waits until packets are there, and adds to `batch` those that are there now and find room. Dropping the
     /// future loses no packet.
     ///
     /// # Errors
     /// The device is gone.
-    fn recv(&self, batch: &mut Batch<()>) -> impl Future<Output = io::Result<()>>;
+    fn recv(&self, batch: &mut Batch<virtio::Header>) -> impl Future<Output = io::Result<()>>;
 
-    /// Gives one packet to the machine, at once or not at all.
+    /// Gives one packet to the machine, at once or not at all: first the octets of a [`virtio::Header`], then the parts
+    /// of the packet. What the header leaves to do must be among [`Self::offers`].
     ///
     /// # Errors
-    /// The machine did not take it.
-    fn send(&self, packet: &[u8]) -> io::Result<()>;
+    /// The machine did not take it; `InvalidInput` when it does not take anything of that kind.
+    fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<()>;
+
+    /// What the machine takes in one piece.
+    fn offers(&self) -> Offers {
+        Offers::default()
+    }
 }
 
 /// A TCP connection. It is polled and not awaited, as sockets are.
@@ -184,6 +193,22 @@ pub trait Socket {
     /// `WouldBlock` when there is no room now; anything else is a report about the network. An interface that is gone
     /// is `NetworkDown`.
     fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()>;
+
+    /// How many datagrams [`Self::send_train`] takes now.
+    fn longest_train(&self) -> usize {
+        1
+    }
+
+    /// Sends datagrams that lie back to back in `train`, each of `stride` octets and the last perhaps shorter, no more
+    /// than [`Self::longest_train`], at once: all or none.
+    ///
+    /// # Errors
+    /// Those of [`Self::send`], and `Unsupported` where they could not be sent together but may be one by one; a train
+    /// is then shorter than before.
+    fn send_train(&self, remote: SocketAddr, train: &[u8], stride: usize) -> io::Result<()> {
+        let _alone = stride;
+        self.send(remote, train)
+    }
 
     /// Sends one datagram that neither this machine nor a router may fragment, whatever path MTU this machine
     /// believes in. The same as [`Self::send`] where that is so with every datagram.

@@ -12,11 +12,13 @@
 //! | `http` | one request over HTTP/1.1, and its answer |
 //! | `links` | the sockets in use, one for each way, and what waits to be sent |
 //! | [`batch`] | many packets in one buffer, without an allocation per packet |
+//! | [`dataplane`] | cutting large packets into segments, and putting segments together |
 //! | `linux` | the host for Linux |
 
 pub mod batch;
 pub mod clock;
 mod connection;
+pub mod dataplane;
 pub mod driver;
 pub mod host;
 mod http;

@@ -13,6 +13,9 @@ use crate::host::{Socket, Stream, Way};
 /// More sockets than these are not open at a time.
 const MOST: usize = 8;
 
+/// How many datagrams are sent together at most: what every Linux that can do so takes.
+const LONGEST_TRAIN: usize = 64;
+
 /// A few sockets and connections, and datagrams that wait until theirs has room.
 ///
 /// Each has a queue of its own: one that is stuck, as on a network that is being left, must not hold up the others.
@@ -46,8 +49,9 @@ struct Link<S> {
     local: SocketAddr,
     socket: S,
     queue: Batch<SocketAddr>,
-    /// How many of the queue are sent.
+    /// How many trains of the queue are sent, and how many octets of the next.
     sent: usize,
+    sent_octets: usize,
     /// The number of the last use.
     used: u64,
 }
@@ -94,6 +98,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
             socket,
             queue: Batch::for_sealed(),
             sent: 0,
+            sent_octets: 0,
             used: 0,
         });
         self.touch(self.list.len() - 1);
@@ -205,7 +210,12 @@ impl<S: Socket, C: Stream> Links<S, C> {
             return false;
         };
         room.copy_from_slice(&transmit.payload);
-        self.commit(len);
+        // Alone, and not in a train: what refuses those must not hold up IKE.
+        if let Some(Reserved::Datagram(index, remote)) = self.reserved.take()
+            && let Some(link) = self.list.get_mut(index)
+        {
+            link.queue.push(len, remote);
+        }
         true
     }
 
@@ -326,16 +336,40 @@ impl<S, C> Links<S, C> {
 
 impl<S: Socket> Link<S> {
     fn flush(&mut self, doubt: &mut bool) {
-        for (to, datagram) in self.queue.packets().skip(self.sent) {
-            match self.socket.send(to, datagram) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    tracing::debug!(local = %self.local, %to, %error, "a datagram was not sent");
-                    *doubt |= is_doubtful(&error);
+        for (to, stride, train) in self.queue.trains().skip(self.sent) {
+            let mut rest = train.get(self.sent_octets..).unwrap_or_default();
+            loop {
+                let most = self.socket.longest_train().max(1);
+                let part = rest.get(..stride * most).unwrap_or(rest);
+                let sent = if part.len() > stride {
+                    self.socket.send_train(to, part, stride)
+                } else {
+                    self.socket.send(to, part)
+                };
+                match sent {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.sent_octets = train.len() - rest.len();
+                        return;
+                    }
+                    Err(error)
+                        if error.kind() == io::ErrorKind::Unsupported
+                            && self.socket.longest_train() < most =>
+                    {
+                        continue;
+                    }
+                    Err(error) => {
+                        tracing::debug!(local = %self.local, %to, %error, "a datagram was not sent");
+                        *doubt |= is_doubtful(&error);
+                    }
+                    Ok(()) => {}
                 }
-                Ok(()) => {}
+                rest = rest.get(part.len()..).unwrap_or_default();
+                if rest.is_empty() {
+                    break;
+                }
             }
             self.sent += 1;
+            self.sent_octets = 0;
         }
         self.queue.clear();
         self.sent = 0;
@@ -353,14 +387,18 @@ impl<S: Socket, C: Stream> Sink for Links<S, C> {
         let index = self.position(path.local)?;
         self.reserved = Some(Reserved::Datagram(index, path.remote));
         self.touch(index);
-        self.list.get_mut(index)?.queue.room()?.get_mut(..len)
+        let link = self.list.get_mut(index)?;
+        if link.queue.room().is_none() {
+            link.flush(&mut self.doubt);
+        }
+        link.queue.room()?.get_mut(..len)
     }
 
     fn commit(&mut self, len: usize) {
         match self.reserved.take() {
             Some(Reserved::Datagram(index, remote)) => {
                 if let Some(link) = self.list.get_mut(index) {
-                    link.queue.push(len, remote);
+                    link.queue.join(len, remote, LONGEST_TRAIN);
                 }
             }
             Some(Reserved::Frame(index)) => {
@@ -401,6 +439,11 @@ mod tests {
         /// How many of them must not be fragmented.
         whole: usize,
         room: usize,
+        /// How many datagrams it takes at once, and how many it refuses at once although it said so.
+        longest_train: usize,
+        refuses_from: usize,
+        /// How many datagrams each call brought.
+        trains: Vec<usize>,
         error: Option<io::ErrorKind>,
         inbox: VecDeque<&'static [u8]>,
     }
@@ -426,6 +469,7 @@ mod tests {
                 wire: Rc::default(),
             };
             fake.wire.borrow_mut().room = usize::MAX;
+            fake.wire.borrow_mut().refuses_from = usize::MAX;
             (fake, way)
         }
 
@@ -463,6 +507,26 @@ mod tests {
             }
             wire.room -= 1;
             wire.sent.push(datagram.to_vec());
+            Ok(())
+        }
+
+        fn longest_train(&self) -> usize {
+            self.wire.borrow().longest_train
+        }
+
+        fn send_train(&self, remote: SocketAddr, train: &[u8], stride: usize) -> io::Result<()> {
+            let datagrams = train.chunks(stride);
+            if datagrams.len() >= self.wire.borrow().refuses_from {
+                self.wire.borrow_mut().longest_train = 1;
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            if self.wire.borrow().room < datagrams.len() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.wire.borrow_mut().trains.push(datagrams.len());
+            for datagram in datagrams {
+                self.send(remote, datagram)?;
+            }
             Ok(())
         }
 
@@ -617,10 +681,65 @@ mod tests {
     fn a_queue_that_is_full_says_so() {
         let (mut links, fakes) = links(1);
         fakes[0].wire.borrow_mut().room = 0;
-        let queued = (0..1000).take_while(|_| links.queue(&transmit(&fakes[0], b"hello")));
-        assert!((10..1000).contains(&queued.count()));
+        let queued = (0..2000).take_while(|_| links.queue(&transmit(&fakes[0], &[b'a'; 1000])));
+        assert!((10..2000).contains(&queued.count()));
         let path = transmit(&fakes[0], b"").path;
         assert!(links.reserve(path, 100).is_none());
+    }
+
+    /// Datagrams with their numbers, all but the last equally long.
+    fn numbered(count: u8) -> Vec<Vec<u8>> {
+        (0..count)
+            .map(|number| vec![number; if number + 1 == count { 3 } else { 5 }])
+            .collect()
+    }
+
+    /// The same as sealed packets.
+    fn seal(links: &mut Links<Fake, FakeStream>, fake: &Fake, count: u8) {
+        for datagram in numbered(count) {
+            let path = transmit(fake, b"").path;
+            links
+                .reserve(path, datagram.len())
+                .unwrap()
+                .copy_from_slice(&datagram);
+            links.commit(datagram.len());
+        }
+    }
+
+    #[test]
+    fn equal_datagrams_leave_together() {
+        let (mut links, fakes) = links(1);
+        fakes[0].wire.borrow_mut().longest_train = 4;
+        seal(&mut links, &fakes[0], 11);
+        links.flush();
+        assert_eq!(fakes[0].sent(), numbered(11));
+        assert_eq!(fakes[0].wire.borrow().trains, [4, 4, 3]);
+    }
+
+    #[test]
+    fn a_socket_that_is_full_in_the_middle_of_a_train_goes_on_there() {
+        let (mut links, fakes) = links(1);
+        fakes[0].wire.borrow_mut().longest_train = 4;
+        fakes[0].wire.borrow_mut().room = 6;
+        seal(&mut links, &fakes[0], 11);
+        links.flush();
+        assert_eq!(fakes[0].sent(), numbered(11)[..4]);
+        assert!(!links.has_room());
+        fakes[0].wire.borrow_mut().room = usize::MAX;
+        links.flush();
+        assert_eq!(fakes[0].sent(), numbered(11));
+        assert!(links.has_room());
+    }
+
+    #[test]
+    fn a_train_that_is_refused_leaves_one_by_one() {
+        let (mut links, fakes) = links(1);
+        fakes[0].wire.borrow_mut().longest_train = 64;
+        fakes[0].wire.borrow_mut().refuses_from = 2;
+        seal(&mut links, &fakes[0], 11);
+        links.flush();
+        assert_eq!(fakes[0].sent(), numbered(11));
+        assert_eq!(fakes[0].wire.borrow().trains, [0_usize; 0]);
     }
 
     #[test]
@@ -719,7 +838,7 @@ mod tests {
         fake.wire.borrow_mut().inbox = vec![&b"\0\x05on"[..], b"e\0\x03\xff\0", b"\x05two"].into();
         let mut batch = Batch::new();
         assert!(poll(&mut links, &mut batch));
-        let packets: Vec<_> = batch.packets().map(|(path, it)| (path, it.to_vec())).collect();
+        let packets: Vec<_> = batch.packets().map(|(path, _, it)| (path, it.to_vec())).collect();
         assert_eq!(packets, [(path, b"one".to_vec()), (path, b"two".to_vec())]);
         assert!(links.take_closed().is_empty());
     }

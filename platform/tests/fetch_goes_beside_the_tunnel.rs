@@ -96,7 +96,7 @@ async fn assert_untouched(tun: &Tun) {
         .await
         .is_ok()
     {
-        for (_, packet) in batch.packets() {
+        for (_, _, packet) in batch.packets() {
             let is_icmp_v6 = packet[0] >> 4 == 6 && (packet[6] == 58 || packet[6] == 0);
             assert!(is_icmp_v6, "a packet went into the tunnel: {packet:02x?}");
         }

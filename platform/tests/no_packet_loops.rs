@@ -6,13 +6,15 @@ mod common;
 
 use std::fs;
 use std::future::poll_fn;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IoSlice};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use common::{Files, Namespace, full_plan, run};
 use peregrine_core::plan::Plan;
 use peregrine_platform::batch::Batch;
+use peregrine_platform::dataplane::segment::Outgoing;
+use peregrine_platform::dataplane::virtio;
 use peregrine_platform::host::{Host as _, Socket as _, Tun};
 
 const GATEWAYS: [&str; 2] = ["198.51.100.1:4500", "[2001:db8:2::1]:4500"];
@@ -63,7 +65,7 @@ async fn echo(socket: &impl peregrine_platform::host::Socket, gateway: SocketAdd
             .await
             .is_ok()
         {
-            let (path, answer) = batch.packets().next().unwrap();
+            let (path, _, answer) = batch.packets().next().unwrap();
             assert_eq!((path.local, path.remote), (socket.local(), gateway));
             return String::from_utf8(answer.to_vec()).unwrap();
         }
@@ -79,7 +81,7 @@ async fn destinations(tun: &impl Tun) -> Vec<String> {
         .await
         .is_ok()
     {
-        for (_, packet) in batch.packets() {
+        for (_, _, packet) in batch.packets() {
             seen.push(match packet[0] >> 4 {
                 4 => Ipv4Addr::from(<[u8; 4]>::try_from(&packet[16..20]).unwrap()).to_string(),
                 6 => std::net::Ipv6Addr::from(<[u8; 16]>::try_from(&packet[24..40]).unwrap()).to_string(),
@@ -217,14 +219,19 @@ fn packets_go_both_ways_through_the_device() {
         inside.send_to(b"ping", "10.3.0.9:7").unwrap();
         let mut batch = Batch::new();
         tun.recv(&mut batch).await.unwrap();
-        let mut answer = batch.packets().next().unwrap().1.to_vec();
+        let (header, _, packet) = batch.packets().next().unwrap();
+        let Ok(Outgoing::Whole(packet)) = Outgoing::new(packet, header) else {
+            panic!("one datagram is not to be cut");
+        };
+        let mut answer = packet.to_vec();
         // Swap the addresses and the ports; the checksums do not depend on their order.
         for (from, to, len) in [(12, 16, 4), (20, 22, 2)] {
             for octet in 0..len {
                 answer.swap(from + octet, to + octet);
             }
         }
-        tun.send(&answer).unwrap();
+        let whole = virtio::Header::default().to_octets();
+        tun.send(&[IoSlice::new(&whole), IoSlice::new(&answer)]).unwrap();
         let mut buffer = [0; 16];
         let (len, source) = inside.recv_from(&mut buffer).unwrap();
         assert_eq!(

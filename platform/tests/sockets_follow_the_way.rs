@@ -54,7 +54,7 @@ async fn hear(socket: &Socket) -> Option<(SocketAddr, String)> {
         .await
         .ok()?
         .unwrap();
-    let (path, words) = batch.packets().next().unwrap();
+    let (path, _, words) = batch.packets().next().unwrap();
     assert_eq!(path.local, socket.local());
     Some((path.remote, String::from_utf8(words.to_vec()).unwrap()))
 }

@@ -5,7 +5,7 @@
 use std::cell::{RefCell, RefMut};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, pending};
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -16,6 +16,7 @@ use peregrine_core::plan::Plan;
 use peregrine_core::timer::{Instant, UnixTime};
 use peregrine_platform::batch::Batch;
 use peregrine_platform::clock::{self, Clock};
+use peregrine_platform::dataplane::virtio;
 use peregrine_platform::host::{self, Applied, Change, Host, Interface, Way};
 use tokio::sync::Notify;
 
@@ -425,7 +426,7 @@ pub struct Device {
 }
 
 impl host::Tun for Device {
-    async fn recv(&self, batch: &mut Batch<()>) -> io::Result<()> {
+    async fn recv(&self, batch: &mut Batch<virtio::Header>) -> io::Result<()> {
         let packet = self.host.wait(|machine| {
             if machine.device != Some(self.number) {
                 return Some(None);
@@ -435,17 +436,19 @@ impl host::Tun for Device {
         let packet = packet.await.ok_or(io::ErrorKind::NotFound)?;
         if let Some(room) = batch.room() {
             room[..packet.len()].copy_from_slice(&packet);
-            batch.push(packet.len(), ());
+            batch.push(packet.len(), virtio::Header::default());
         }
         Ok(())
     }
 
-    fn send(&self, packet: &[u8]) -> io::Result<()> {
+    fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         let machine = &mut *self.host.machine();
         if machine.device != Some(self.number) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        machine.received.push(packet.to_vec());
+        machine
+            .received
+            .push(parts[1..].iter().flat_map(|part| part.to_vec()).collect());
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! Plain blocking code on a thread of its own: the steps follow each other, each is written down before it is done,
 //! and the packets do not wait for any of them.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::netlink::{Family, Netlink};
 use super::route::{self, Place};
 use super::state::Slot;
 use super::sysctl;
-use super::tun::Device;
+use super::tun::{Device, Queue};
 use super::{Config, Shared, Tunnel, fault};
 
 /// The kernel's table of its own addresses.
@@ -45,7 +45,7 @@ struct Link {
 #[derive(Debug)]
 pub(super) struct Made {
     /// The descriptor of a new tunnel device.
-    pub(super) file: Option<File>,
+    pub(super) queue: Option<Queue>,
     /// The tunnel device's name, while there is one.
     pub(super) interface: Option<String>,
 }
@@ -75,7 +75,7 @@ impl Machine {
         let Some(config) = &plan.tunnel else {
             self.take_back()?;
             return Ok(Made {
-                file: None,
+                queue: None,
                 interface: None,
             });
         };
@@ -145,18 +145,18 @@ impl Machine {
             tracing::warn!("the tunnel device was deleted by somebody else; making a new one");
             self.device = None;
         }
-        let mut file = None;
+        let mut queue = None;
         let link = if let Some(link) = &self.device {
             link.clone()
         } else {
-            let device = Device::create()?;
+            let device = Device::create(self.config.offloads)?;
             let index = nix::net::if_::if_nametoindex(device.name.as_str())
                 .map_err(|error| fault("look at the tunnel device", error))?;
             let link = Link {
                 name: device.name,
                 index,
             };
-            file = Some(device.file);
+            queue = Some(device.queue);
             self.device.insert(link).clone()
         };
 
@@ -202,7 +202,7 @@ impl Machine {
             replaced: dns::Replaced::new(slot, &config.dns.servers, before),
         });
         Ok(Made {
-            file,
+            queue,
             interface: Some(link.name),
         })
     }

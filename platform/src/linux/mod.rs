@@ -49,6 +49,32 @@ pub struct Config {
     pub state: StateDirectories,
     /// Where name resolution is configured.
     pub dns: DnsSystem,
+    /// What of the packets' work is left to the kernel and the network card.
+    pub offloads: Offloads,
+}
+
+/// What the kernel and the network card do of the packets' work where they can: without one of these everything still
+/// works, and more slowly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offloads {
+    /// The tunnel device gives packets of TCP and UDP in large pieces, to be cut by us (`IFF_VNET_HDR`).
+    pub tso: bool,
+    /// The tunnel device takes packets in large pieces.
+    pub tun_gro: bool,
+    /// Sockets take datagrams of one length in one piece (`UDP_SEGMENT`).
+    pub udp_gso: bool,
+    /// Sockets give them in one piece (`UDP_GRO`).
+    pub udp_gro: bool,
+}
+
+impl Offloads {
+    /// All of them.
+    pub const ALL: Self = Self {
+        tso: true,
+        tun_gro: true,
+        udp_gso: true,
+        udp_gro: true,
+    };
 }
 
 impl Config {
@@ -58,6 +84,7 @@ impl Config {
         Self {
             state: StateDirectories::system(),
             dns: DnsSystem::default(),
+            offloads: Offloads::ALL,
         }
     }
 }
@@ -210,9 +237,9 @@ impl Host for LinuxHost {
         let _not_taken = self.jobs.send(Job::Apply(plan, done));
         async move {
             let ended = |_| fault("change this machine", "the thread that does it has ended");
-            let Made { file, interface } = answer.await.map_err(ended)??;
+            let Made { queue, interface } = answer.await.map_err(ended)??;
             Ok(Applied {
-                tun: file.map(Tun::new).transpose()?,
+                tun: queue.map(Tun::new).transpose()?,
                 interface,
             })
         }
@@ -232,7 +259,7 @@ impl Host for LinuxHost {
     }
 
     fn open(&self, way: &Way) -> Result<Socket, HostFault> {
-        Socket::open(way)
+        Socket::open(way, self.config.offloads)
     }
 
     fn connect(

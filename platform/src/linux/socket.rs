@@ -1,19 +1,22 @@
 //! UDP sockets and TCP connections that are never routed into our own tunnel, each on one way.
 
-use std::io;
+use std::cell::Cell;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::task::{Context, Poll};
+use std::os::fd::AsRawFd as _;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, getsockopt, sendmsg, setsockopt, sockopt};
 use peregrine_core::command::{HostFault, Path};
+use quinn_udp::{RecvMeta, UdpSocketState};
 use socket2::{Domain, Protocol, Type};
-use tokio::io::{Interest, ReadBuf};
+use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
-use super::fault;
 use super::netlink::Netlink;
-use crate::batch::Batch;
+use super::{Offloads, fault};
+use crate::batch::{Batch, SLOTS};
 use crate::host::{self, Interface, Way};
 
 /// The mark of our own sockets (`pere`). Every rule of ours excepts it, so one instance's datagrams do not go into
@@ -32,16 +35,78 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// there too.
 const NOT_SENT: u32 = 128 << 10;
 
+/// How many slots are filled with one system call while the kernel merges datagrams, so that they stay in the
+/// processor's cache.
+const MERGED_SLOTS: usize = 8;
+
+/// What every Linux that cuts trains takes.
+const LONGEST_TRAIN: usize = 64;
+
+/// How often the pause doubles after which a train is tried again: up to 65,536 datagrams.
+const MOST_DOUBLINGS: u32 = 10;
+
 /// An unconnected, marked UDP socket.
 #[derive(Debug)]
 pub struct Socket {
     socket: UdpSocket,
     local: SocketAddr,
+    state: UdpSocketState,
+    segmentation: Segmentation,
+    /// The kernel merged datagrams when they were last read.
+    merges: Cell<bool>,
+}
+
+/// Whether the kernel is given datagrams in trains to be cut (`UDP_SEGMENT`, since Linux 4.18).
+///
+/// A network card may refuse a train that the kernel took for possible, or a datagram of it may be larger than the path
+/// that the kernel knows, which only goes alone. Neither says whether the next train is refused too.
+#[derive(Debug)]
+struct Segmentation {
+    wanted: bool,
+    /// How many trains were refused in a row.
+    failures: Cell<u32>,
+    /// How many datagrams are to go one by one before the next train is tried.
+    skipped: Cell<usize>,
+}
+
+impl Segmentation {
+    const fn new(wanted: bool) -> Self {
+        Self {
+            wanted,
+            failures: Cell::new(0),
+            skipped: Cell::new(0),
+        }
+    }
+
+    /// How many datagrams the next train may have.
+    fn longest(&self) -> usize {
+        match self.skipped.get() {
+            _ if !self.wanted => 1,
+            0 => LONGEST_TRAIN,
+            skipped => {
+                self.skipped.set(skipped - 1);
+                1
+            }
+        }
+    }
+
+    fn succeeded(&self) {
+        self.failures.set(0);
+    }
+
+    fn failed(&self, error: &io::Error) {
+        let failures = self.failures.get();
+        if failures == 0 {
+            tracing::debug!(%error, "datagrams are not taken in one piece; they are sent one by one for a while");
+        }
+        self.failures.set(failures + 1);
+        self.skipped.set(LONGEST_TRAIN << failures.min(MOST_DOUBLINGS));
+    }
 }
 
 impl Socket {
     /// A socket on `way`, on a port of the kernel's choosing.
-    pub(super) fn open(way: &Way) -> Result<Self, HostFault> {
+    pub(super) fn open(way: &Way, offloads: Offloads) -> Result<Self, HostFault> {
         let address = source(way);
         let socket =
             marked_udp(address).map_err(|error| fault("open a UDP socket beside the tunnel", error))?;
@@ -61,10 +126,51 @@ impl Socket {
         socket
             .bind(&address.into())
             .map_err(|error| fault(format!("send from {}", way.source), error))?;
+        let state = UdpSocketState::new((&socket).into()).map_err(watch)?;
+        settle(&socket, address, offloads.udp_gro).map_err(watch)?;
         let socket = UdpSocket::from_std(socket.into()).map_err(watch)?;
         let local = socket.local_addr().map_err(watch)?;
-        Ok(Self { socket, local })
+        Ok(Self {
+            socket,
+            local,
+            segmentation: Segmentation::new(offloads.udp_gso && state.max_gso_segments() > 1),
+            state,
+            merges: Cell::new(false),
+        })
     }
+
+    /// Sends the octets, with a control message if need be, at once.
+    fn send_now(&self, send: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match send() {
+            // Full indeed: let `poll_writable` know.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.socket.try_io(Interest::WRITABLE, || Err(error))
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
+                Err(io::Error::new(io::ErrorKind::NetworkDown, error))
+            }
+            sent => sent,
+        }
+    }
+}
+
+/// Takes back what `quinn_udp` sets for a QUIC endpoint's sake and we do not want: it forbids fragments for good, and has
+/// the kernel tell the destination and the time of every datagram.
+fn settle(socket: &socket2::Socket, address: SocketAddr, merges: bool) -> io::Result<()> {
+    // A kernel that does not know an option has not set it.
+    let _unknown = setsockopt(socket, sockopt::ReceiveTimestampns, &false);
+    if address.is_ipv4() {
+        setsockopt(socket, options::MtuDiscover, &libc::IP_PMTUDISC_WANT)?;
+        setsockopt(socket, sockopt::Ipv4PacketInfo, &false)?;
+    } else {
+        setsockopt(socket, options::Ipv6MtuDiscover, &libc::IPV6_PMTUDISC_WANT)?;
+        setsockopt(socket, sockopt::Ipv6DontFrag, &false)?;
+        setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &false)?;
+    }
+    if !merges {
+        setsockopt(socket, sockopt::UdpGroSegment, &false)?;
+    }
+    Ok(())
 }
 
 /// The address of a socket on `way`, on a port of the kernel's choosing.
@@ -230,41 +336,79 @@ impl host::Socket for Socket {
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<io::Result<()>> {
-        let before = batch.len();
-        while let Some(room) = batch.room() {
-            let mut room = ReadBuf::new(room);
-            match self.socket.poll_recv_from(cx, &mut room) {
-                Poll::Ready(Ok(remote)) => {
-                    let path = Path::udp(self.local, remote);
-                    let len = room.filled().len();
-                    batch.push(len, path);
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => break,
-            }
+        let most = if self.merges.get() { MERGED_SLOTS } else { SLOTS };
+        let count = batch.free_slots().min(most);
+        if count == 0 {
+            return Poll::Pending;
         }
-        if batch.len() > before {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
+        let mut about = [RecvMeta::default(); SLOTS];
+        loop {
+            ready!(self.socket.poll_recv_ready(cx))?;
+            let read = self.socket.try_io(Interest::READABLE, || {
+                let mut free = batch.slots();
+                let mut slots: [_; SLOTS] =
+                    std::array::from_fn(|_| IoSliceMut::new(free.next().unwrap_or_default()));
+                let slots = slots.get_mut(..count).unwrap_or_default();
+                self.state.recv((&self.socket).into(), slots, &mut about)
+            });
+            match read {
+                Ok(filled) => {
+                    let filled = about.get(..filled).unwrap_or_default();
+                    self.merges.set(filled.iter().any(|it| it.len > it.stride));
+                    batch.push_slots(
+                        filled
+                            .iter()
+                            .map(|it| (it.len, it.stride, Path::udp(self.local, it.addr))),
+                    );
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
         }
     }
 
     fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
         // Not through the runtime, which believes a new socket to be full until its first poll.
-        let sent = socket2::SockRef::from(&self.socket)
-            .send_to(datagram, &remote.into())
-            .map(drop);
+        self.send_now(|| {
+            socket2::SockRef::from(&self.socket)
+                .send_to(datagram, &remote.into())
+                .map(drop)
+        })
+    }
+
+    fn longest_train(&self) -> usize {
+        self.segmentation.longest()
+    }
+
+    fn send_train(&self, remote: SocketAddr, train: &[u8], stride: usize) -> io::Result<()> {
+        let stride = u16::try_from(stride).map_err(io::Error::other)?;
+        let sent = self.send_now(|| {
+            let control = [ControlMessage::UdpGsoSegments(&stride)];
+            let to = SockaddrStorage::from(remote);
+            sendmsg(
+                self.socket.as_raw_fd(),
+                &[IoSlice::new(train)],
+                &control,
+                MsgFlags::empty(),
+                Some(&to),
+            )?;
+            Ok(())
+        });
         match sent {
-            // Full indeed: let `poll_writable` know.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.socket.try_io(Interest::WRITABLE, || Err(error))
+            Ok(()) => self.segmentation.succeeded(),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)
+                ) =>
+            {
+                self.segmentation.failed(&error);
+                return Err(io::ErrorKind::Unsupported.into());
             }
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
-                Err(io::Error::new(io::ErrorKind::NetworkDown, error))
-            }
-            sent => sent,
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 
     fn send_whole(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {

@@ -4,15 +4,17 @@
 //! same rtnetlink socket as routes and rules, and the packet path of a later release wants the bare descriptor.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use peregrine_core::command::HostFault;
 use tokio::io::unix::AsyncFd;
 
-use super::{READING, fault, watch};
+use super::{Offloads, READING, fault, watch};
 use crate::batch::Batch;
+use crate::dataplane::coalesce::Offers;
+use crate::dataplane::virtio;
 use crate::host;
 
 /// The kernel puts the lowest free number in the place of `%d`.
@@ -30,18 +32,55 @@ struct InterfaceRequest {
 mod ioctl {
     // The request's number was given with the size of an int; what it points at is a `struct ifreq`.
     nix::ioctl_readwrite_bad!(tun_set_iff, libc::TUNSETIFF, super::InterfaceRequest);
+    nix::ioctl_write_int_bad!(tun_set_offload, libc::TUNSETOFFLOAD);
 }
 
-/// A device that was made just now: its name and its descriptor. The device lives as long as a descriptor is open.
+/// A device that was made just now. It lives as long as a descriptor is open.
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) name: String,
-    pub(super) file: File,
+    pub(super) queue: Queue,
+}
+
+/// The descriptor of a device, and what was agreed with the kernel about it.
+#[derive(Debug)]
+pub(super) struct Queue {
+    file: File,
+    /// Each packet is preceded by a [`virtio::Header`].
+    has_header: bool,
+    offers: Offers,
 }
 
 impl Device {
-    /// Makes a device of layer 3, without packet information, that does not block. It has no address and is down.
-    pub(super) fn create() -> Result<Self, HostFault> {
+    /// Makes a device of layer 3, without packet information, that does not block. It has no address and is down. Of
+    /// `wanted` it has what the kernel knows.
+    pub(super) fn create(wanted: Offloads) -> Result<Self, HostFault> {
+        let wants_header = wanted.tso || wanted.tun_gro;
+        let (name, file, has_header) = match Self::open(wants_header) {
+            Ok((name, file)) => (name, file, wants_header),
+            Err(error) if wants_header && !error.permission => {
+                tracing::info!(%error, "the tunnel device has no offloads");
+                let (name, file) = Self::open(false)?;
+                (name, file, false)
+            }
+            Err(error) => return Err(error),
+        };
+        let offers = if has_header {
+            negotiate(&file, wanted)
+        } else {
+            Offers::default()
+        };
+        Ok(Self {
+            name,
+            queue: Queue {
+                file,
+                has_header,
+                offers,
+            },
+        })
+    }
+
+    fn open(has_header: bool) -> Result<(String, File), HostFault> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -50,7 +89,11 @@ impl Device {
             .map_err(|error| fault("open /dev/net/tun", error))?;
         let mut request = InterfaceRequest {
             name: [0; libc::IFNAMSIZ],
-            flags: TUN_FLAGS,
+            flags: if has_header {
+                TUN_FLAGS | VNET_HDR
+            } else {
+                TUN_FLAGS
+            },
             rest: [0; 22],
         };
         for (to, from) in request.name.iter_mut().zip(NAME_PATTERN) {
@@ -66,33 +109,77 @@ impl Device {
             .take_while(|octet| **octet != 0)
             .map(|octet| char::from(*octet))
             .collect();
-        Ok(Self { name, file })
+        Ok((name, file))
+    }
+}
+
+/// Tells the kernel which large packets we take, and finds out which ones it takes. A kernel before 6.2 knows none of
+/// UDP's.
+fn negotiate(file: &File, wanted: Offloads) -> Offers {
+    const TCP: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let set = |offloads: libc::c_uint| {
+        // SAFETY: TUNSETOFFLOAD takes a number and no pointer; the descriptor is open.
+        unsafe { ioctl::tun_set_offload(file.as_raw_fd(), offloads.cast_signed()) }
+    };
+    let udp = set(TCP | UDP).is_ok();
+    if !udp && let Err(error) = set(TCP) {
+        tracing::info!(%error, "the tunnel device cuts large packets itself");
+    }
+    if !wanted.tso
+        && let Err(error) = set(0)
+    {
+        tracing::warn!(%error, "the tunnel device may give large packets");
+    }
+    Offers {
+        tcp: wanted.tun_gro,
+        udp: wanted.tun_gro && udp,
     }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "both flags are below 2^15")]
 const TUN_FLAGS: libc::c_short = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+#[expect(clippy::cast_possible_truncation, reason = "it is below 2^15")]
+const VNET_HDR: libc::c_short = libc::IFF_VNET_HDR as libc::c_short;
 
 /// The tunnel device as the driver reads and writes it.
 #[derive(Debug)]
-pub struct Tun(AsyncFd<File>);
+pub struct Tun {
+    file: AsyncFd<File>,
+    has_header: bool,
+    offers: Offers,
+}
 
 impl Tun {
-    /// Registers `file` with the runtime of the calling task.
-    pub(super) fn new(file: File) -> Result<Self, HostFault> {
-        watch(file)
-            .map(Self)
-            .map_err(|error| fault("watch the tunnel device", error))
+    /// Registers a device with the runtime of the calling task.
+    pub(super) fn new(queue: Queue) -> Result<Self, HostFault> {
+        Ok(Self {
+            file: watch(queue.file).map_err(|error| fault("watch the tunnel device", error))?,
+            has_header: queue.has_header,
+            offers: queue.offers,
+        })
+    }
+
+    /// Reads one packet: how long it is, and what is left to do with it.
+    fn read(&self, room: &mut [u8]) -> io::Result<(usize, virtio::Header)> {
+        let mut file = self.file.get_ref();
+        if !self.has_header {
+            return Ok((file.read(room)?, virtio::Header::default()));
+        }
+        let mut header = [0; virtio::LEN];
+        let read = file.read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(room)])?;
+        let len = read.saturating_sub(virtio::LEN);
+        Ok((len, virtio::Header::from_octets(header)))
     }
 }
 
 impl host::Tun for Tun {
-    async fn recv(&self, batch: &mut Batch<()>) -> io::Result<()> {
+    async fn recv(&self, batch: &mut Batch<virtio::Header>) -> io::Result<()> {
         while batch.is_empty() {
-            let mut ready = self.0.ready(READING).await?;
+            let mut ready = self.file.ready(READING).await?;
             while let Some(room) = batch.room() {
-                match self.0.get_ref().read(room) {
-                    Ok(len) => batch.push(len, ()),
+                match self.read(room) {
+                    Ok((len, header)) => batch.push(len, header),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         ready.clear_ready();
                         break;
@@ -107,8 +194,13 @@ impl host::Tun for Tun {
         Ok(())
     }
 
-    fn send(&self, packet: &[u8]) -> io::Result<()> {
+    fn send(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         // A packet is written whole or not at all.
-        self.0.get_ref().write(packet).map(drop)
+        let parts = parts.get(usize::from(!self.has_header)..).unwrap_or_default();
+        self.file.get_ref().write_vectored(parts).map(drop)
+    }
+
+    fn offers(&self) -> Offers {
+        self.offers
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use peregrine_core::plan::{Dns, Plan, TunnelConfig};
-use peregrine_platform::linux::{Config, DnsSystem, LinuxHost, StateDirectories};
+use peregrine_platform::linux::{Config, DnsSystem, LinuxHost, Offloads, StateDirectories};
 
 /// A thread with a network and a mount namespace of its own, which live as long as it does.
 pub(crate) struct Namespace {
@@ -228,6 +228,7 @@ pub(crate) fn config_in(root: &Path) -> Config {
             resolvconf: Vec::new(),
             bus: None,
         },
+        offloads: Offloads::ALL,
     }
 }
 
