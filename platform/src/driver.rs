@@ -1,30 +1,27 @@
 //! The loop that moves bytes and events between [`Client`] and [`Host`]. It decides nothing.
 
 use std::future::{Future, pending, poll_fn};
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use peregrine_core::client::{Client, InnerMtu};
+use peregrine_core::client::Client;
 use peregrine_core::command::{
     Answer, Ask, Bound, Command, Endpoint, Event, Happening, HostFault, Path, Prompt, State, Status, Traffic,
     Transmit, Transport,
 };
-use peregrine_core::esp::{self, clamp_mss};
 use peregrine_core::plan::Plan;
 use peregrine_core::timer::Instant;
 use tokio::sync::mpsc;
 
 use crate::batch::Batch;
 use crate::clock::{self, Alarm as _};
-use crate::dataplane::coalesce::{Coalescer, Offers};
-use crate::dataplane::segment::{Outgoing, Segments};
 use crate::dataplane::virtio;
 use crate::host::{Applied, Change, Changes, Host, Tun, Way};
-use crate::links::Links;
+use crate::packets::Packets;
 
 /// How long the end may take: the client waits two seconds for the gateway, and the host needs its time too.
 const END_PATIENCE: Duration = Duration::from_secs(10);
@@ -91,8 +88,7 @@ pub async fn run<H: Host>(
         alarm.set(due);
 
         let Driver {
-            links,
-            tun,
+            packets: Packets { links, tun, .. },
             plans,
             answers,
             connecting,
@@ -127,8 +123,8 @@ pub async fn run<H: Host>(
         // Before anything else, so that no peer is given up for its silence while we were away.
         driver.look_away(due, now);
         match wake {
-            Wake::Sockets => driver.open(&mut inbound, now),
-            Wake::Packets(Ok(())) => driver.seal(&mut outbound, now),
+            Wake::Sockets => driver.packets.open(&mut driver.client, &mut inbound, now),
+            Wake::Packets(Ok(())) => driver.packets.seal(&mut driver.client, &mut outbound, now),
             Wake::Packets(Err(error)) => driver.lose_tun(&error),
             Wake::Change(Change::Networks) => driver.client.handle_network(now),
             Wake::Change(Change::Woke) => driver.wake(now),
@@ -150,7 +146,7 @@ pub async fn run<H: Host>(
                 driver.report();
             }
         }
-        if !report_is_due && driver.moved {
+        if !report_is_due && driver.packets.moved {
             report_is_due = true;
             report.as_mut().reset(tokio::time::Instant::now() + REPORT_EVERY);
         }
@@ -196,11 +192,7 @@ struct Connected<C> {
 struct Driver<'h, H: Host> {
     host: &'h H,
     client: Client,
-    links: Links<H::Socket, H::Stream>,
-    tun: Option<H::Tun>,
-    /// What the device takes in one piece, until it refuses some of it.
-    offers: Offers,
-    coalescer: Coalescer,
+    packets: Packets<H::Tun, H::Socket, H::Stream>,
     plans: Plans<H::Tun>,
     /// The last plan could not be applied; something of ours may be left.
     failed: bool,
@@ -226,8 +218,6 @@ struct Driver<'h, H: Host> {
     /// The latest question, when there was no room for it.
     unasked: Option<Prompt>,
     state: State,
-    /// Packets went through since the last report.
-    moved: bool,
     reported: Traffic,
 }
 
@@ -236,10 +226,7 @@ impl<'h, H: Host> Driver<'h, H> {
         Self {
             host,
             client,
-            links: Links::new(),
-            tun: None,
-            offers: Offers::default(),
-            coalescer: Coalescer::new(),
+            packets: Packets::new(),
             plans: Plans {
                 wanted: Plan::default(),
                 running: None,
@@ -259,7 +246,6 @@ impl<'h, H: Host> Driver<'h, H> {
             unsent: None,
             unasked: None,
             state: State::Idle,
-            moved: false,
             reported: Traffic::default(),
         }
     }
@@ -269,103 +255,9 @@ impl<'h, H: Host> Driver<'h, H> {
         self.state == State::Idle && self.plans.running.is_none()
     }
 
-    /// Datagrams came in.
-    fn open(&mut self, batch: &mut Batch<Path>, now: Instant) {
-        let start_of = |octets: &[u8]| octets.as_ptr().addr();
-        for (path, start, datagram) in batch.packets() {
-            let begin = start_of(datagram);
-            let Some(packet) = self.client.handle_datagram(path, datagram, now) else {
-                continue;
-            };
-            self.moved = true;
-            let Some(mtu) = self.client.inner_mtu() else {
-                continue;
-            };
-            clamp_mss(packet, mtu.octets);
-            self.coalescer
-                .add(start + (start_of(packet) - begin), packet.len());
-        }
-        if let Some(tun) = &self.tun {
-            let written = self
-                .coalescer
-                .write(batch.octets(), self.offers, |parts| tun.send(parts));
-            if written.refused {
-                tracing::warn!(
-                    "the tunnel device refuses several packets in one piece; they are written one by one from now on"
-                );
-                self.offers = Offers::default();
-            }
-        }
-        self.coalescer.clear();
-        batch.clear();
-    }
-
-    /// Packets came out of the tunnel device.
-    fn seal(&mut self, batch: &mut Batch<virtio::Header>, now: Instant) {
-        if let Some(mtu) = self.client.inner_mtu() {
-            for (header, _, packet) in batch.packets() {
-                match Outgoing::new(packet, header) {
-                    Ok(Outgoing::Whole(packet)) => self.seal_one(packet, mtu, now),
-                    Ok(Outgoing::Segments(segments)) => self.seal_segments(&segments, mtu, now),
-                    Err(unfit) => tracing::debug!(%unfit, "nothing can be done with what the machine sent"),
-                }
-            }
-            self.moved = true;
-        }
-        batch.clear();
-    }
-
-    fn seal_one(&mut self, packet: &mut [u8], mtu: InnerMtu, now: Instant) {
-        clamp_mss(packet, mtu.octets);
-        if packet.len() > usize::from(mtu.octets) && mtu.is_proven {
-            self.seal_large(packet, mtu.octets, now);
-        } else {
-            self.client.handle_packet(packet, &mut self.links, now);
-        }
-    }
-
-    /// Several packets came out of the tunnel device in one piece. All but the last are equally long.
-    fn seal_segments(&mut self, segments: &Segments<'_>, mtu: InnerMtu, now: Instant) {
-        let is_large = segments.len(0) > usize::from(mtu.octets) && mtu.is_proven;
-        for index in 0..segments.count() {
-            let len = segments.len(index);
-            if is_large {
-                let mut packet = vec![0; len];
-                segments.write(index, &mut packet);
-                if self.seal_large(&packet, mtu.octets, now) {
-                    // The sender knows, and sends all of it again.
-                    return;
-                }
-            } else {
-                let write = |room: &mut [u8]| segments.write(index, room);
-                self.client.handle_packet_of(len, write, &mut self.links, now);
-            }
-        }
-    }
-
-    /// A packet came out of the tunnel device that the path does not carry in one piece: the device's MTU was larger a
-    /// moment ago, or IPv6 does not let it be as small as the path's. Its sender is told, or the packet is fragmented.
-    /// What allows neither is sent as it is. Whether the sender was told.
-    fn seal_large(&mut self, packet: &[u8], mtu: u16, now: Instant) -> bool {
-        if let Some(parts) = esp::fragments(packet, mtu) {
-            for part in parts {
-                self.client.handle_packet(&part, &mut self.links, now);
-            }
-        } else if let (Some(tun), Some(answer)) = (&self.tun, esp::too_big(packet, mtu)) {
-            let whole = virtio::Header::default().to_octets();
-            if let Err(error) = tun.send(&[IoSlice::new(&whole), IoSlice::new(&answer)]) {
-                tracing::trace!(%error, "the machine did not take a packet");
-            }
-            return true;
-        } else {
-            self.client.handle_packet(packet, &mut self.links, now);
-        }
-        false
-    }
-
     /// The tunnel device is gone although nobody asked for that: make the machine equal to the plan again.
     fn lose_tun(&mut self, error: &io::Error) {
-        self.tun = None;
+        self.packets.set_device(None);
         if self.plans.wanted.tunnel.is_none() {
             return; // it goes because we take it back
         }
@@ -400,7 +292,7 @@ impl<'h, H: Host> Driver<'h, H> {
     /// Looks for other ways when a socket said that its own may be gone.
     fn look_at_doubt(&mut self, now: Instant) {
         let is_soon = self.doubted.is_some_and(|last| now.since(last) < DOUBT_EVERY);
-        if self.links.take_doubt() && !is_soon {
+        if self.packets.links.take_doubt() && !is_soon {
             self.doubted = Some(now);
             self.client.handle_network(now);
             self.drain(now);
@@ -440,13 +332,12 @@ impl<'h, H: Host> Driver<'h, H> {
         let answer = match result {
             Ok(Applied { tun, interface }) => {
                 if tun.is_some() || interface.is_none() {
-                    self.offers = tun.as_ref().map(Tun::offers).unwrap_or_default();
-                    self.tun = tun;
+                    self.packets.set_device(tun);
                 }
                 Ok(interface)
             }
             Err(fault) => {
-                self.tun = None;
+                self.packets.set_device(None);
                 Err(fault)
             }
         };
@@ -470,10 +361,10 @@ impl<'h, H: Host> Driver<'h, H> {
             };
             self.act(event, now);
         }
-        self.client.send_waiting(&mut self.links, now);
-        self.links.flush();
+        self.client.send_waiting(&mut self.packets.links, now);
+        self.packets.links.flush();
         if self.state == State::Idle {
-            self.links.clear();
+            self.packets.links.clear();
             self.connecting.clear();
             self.ways.clear();
         }
@@ -482,7 +373,7 @@ impl<'h, H: Host> Driver<'h, H> {
     /// Tells the client of connections that have ended, until none has.
     fn tell_closed(&mut self, now: Instant) {
         loop {
-            let closed = self.links.take_closed();
+            let closed = self.packets.links.take_closed();
             if closed.is_empty() {
                 return;
             }
@@ -530,7 +421,7 @@ impl<'h, H: Host> Driver<'h, H> {
             Event::Happened(happening) => {
                 let _not_read = self.notices.try_send(Notice::Happened(happening));
             }
-            Event::Release(local) => self.links.release(local),
+            Event::Release(local) => self.packets.links.release(local),
             Event::Status(status) => {
                 self.state = status.state;
                 // An earlier one that still waits is overtaken: each says everything.
@@ -547,9 +438,9 @@ impl<'h, H: Host> Driver<'h, H> {
     /// The socket on the way to `remote`, which is opened if there is none yet.
     fn bind(&mut self, remote: SocketAddr) -> Result<Bound, HostFault> {
         let way = self.host.way(remote)?;
-        let local = match self.links.on(&way) {
+        let local = match self.packets.links.on(&way) {
             Some(local) => local,
-            None => self.links.add(self.host.open(&way)?, &way),
+            None => self.packets.links.add(self.host.open(&way)?, &way),
         };
         Ok(Bound {
             path: Path::udp(local, remote),
@@ -583,7 +474,7 @@ impl<'h, H: Host> Driver<'h, H> {
             return;
         }
         let bound = result.map(|stream| Bound {
-            path: self.links.connect(stream, remote),
+            path: self.packets.links.connect(stream, remote),
             mtu: way.mtu,
             interface: way.interface.map(|interface| interface.name),
         });
@@ -592,7 +483,7 @@ impl<'h, H: Host> Driver<'h, H> {
     }
 
     fn queue(&mut self, transmit: &Transmit) {
-        if !self.links.queue(transmit) {
+        if !self.packets.links.queue(transmit) {
             let Path { local, remote, .. } = transmit.path;
             tracing::debug!(%local, %remote, "no socket with room to send; it will be sent again");
         }
@@ -602,7 +493,7 @@ impl<'h, H: Host> Driver<'h, H> {
     fn report(&mut self) {
         let traffic = self.client.traffic();
         let again = traffic != self.reported;
-        if std::mem::replace(&mut self.moved, again) {
+        if std::mem::replace(&mut self.packets.moved, again) {
             self.reported = traffic.clone();
             // A reader without room for it has not looked at the last one yet.
             let _not_read = self.notices.try_send(Notice::Traffic(traffic));

@@ -10,7 +10,8 @@
 //! | [`host`] | what the driver asks of an operating system, without naming one |
 //! | [`clock`] | an instant that counts sleep, the wall clock, entropy |
 //! | `http` | one request over HTTP/1.1, and its answer |
-//! | `links` | the sockets in use, one for each way, and what waits to be sent |
+//! | [`packets`] | packets on their way between the tunnel device and the sockets |
+//! | [`links`] | the sockets in use, one for each way, and what waits to be sent |
 //! | [`batch`] | many packets in one buffer, without an allocation per packet |
 //! | [`dataplane`] | cutting large packets into segments, and putting segments together |
 //! | `linux` | the host for Linux |
@@ -22,6 +23,7 @@ pub mod dataplane;
 pub mod driver;
 pub mod host;
 mod http;
-mod links;
+pub mod links;
 #[cfg(target_os = "linux")]
 pub mod linux;
+pub mod packets;

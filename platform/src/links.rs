@@ -19,7 +19,7 @@ const LONGEST_TRAIN: usize = 64;
 /// A few sockets and connections, and datagrams that wait until theirs has room.
 ///
 /// Each has a queue of its own: one that is stuck, as on a network that is being left, must not hold up the others.
-pub(crate) struct Links<S, C> {
+pub struct Links<S, C> {
     list: Vec<Link<S>>,
     connections: Vec<Connection<C>>,
     /// Connections that have ended since [`Self::take_closed`].
@@ -57,7 +57,9 @@ struct Link<S> {
 }
 
 impl<S: Socket, C: Stream> Links<S, C> {
-    pub(crate) const fn new() -> Self {
+    /// None yet.
+    #[must_use]
+    pub const fn new() -> Self {
         Self {
             list: Vec::new(),
             connections: Vec::new(),
@@ -71,7 +73,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
     }
 
     /// The local address of the socket on `way`, if there is one.
-    pub(crate) fn on(&mut self, way: &Way) -> Option<SocketAddr> {
+    pub fn on(&mut self, way: &Way) -> Option<SocketAddr> {
         let index = self
             .list
             .iter()
@@ -82,7 +84,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
 
     /// Keeps a new socket on `way`. Too many are a sign of ways that nobody has used for long: the first of these
     /// goes.
-    pub(crate) fn add(&mut self, socket: S, way: &Way) -> SocketAddr {
+    pub fn add(&mut self, socket: S, way: &Way) -> SocketAddr {
         if self.list.len() >= MOST
             && let Some(oldest) = self.list.iter().min_by_key(|link| link.used)
         {
@@ -106,7 +108,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
     }
 
     /// Keeps a new connection to `remote`.
-    pub(crate) fn connect(&mut self, stream: C, remote: SocketAddr) -> Path {
+    pub fn connect(&mut self, stream: C, remote: SocketAddr) -> Path {
         let path = Path::tcp(stream.local(), remote);
         if self.connections.len() >= MOST {
             // The client releases what it does not need; this is for the day on which it forgets to.
@@ -117,7 +119,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
     }
 
     /// Connections that have ended of themselves since the last call.
-    pub(crate) fn take_closed(&mut self) -> Vec<Endpoint> {
+    pub fn take_closed(&mut self) -> Vec<Endpoint> {
         std::mem::take(&mut self.closed)
     }
 
@@ -142,7 +144,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
     }
 
     /// Closes the socket or connection with this end, when what it has room for is sent.
-    pub(crate) fn release(&mut self, socket: Endpoint) {
+    pub fn release(&mut self, socket: Endpoint) {
         match socket.transport {
             Transport::Udp => self.release_socket(socket.address),
             Transport::Tcp => {
@@ -169,12 +171,12 @@ impl<S: Socket, C: Stream> Links<S, C> {
     }
 
     /// Closes all.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         *self = Self::new();
     }
 
     /// Queues a datagram on the socket that its path names; false when that has no room, or there is none.
-    pub(crate) fn queue(&mut self, transmit: &Transmit) -> bool {
+    pub fn queue(&mut self, transmit: &Transmit) -> bool {
         if transmit.is_probe {
             return self.probe(transmit);
         }
@@ -238,7 +240,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
     }
 
     /// Sends as much as there is room for.
-    pub(crate) fn flush(&mut self) {
+    pub fn flush(&mut self) {
         for link in &mut self.list {
             link.flush(&mut self.doubt);
         }
@@ -247,7 +249,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
 
     /// Whether the socket that was used last has sent everything. While it has not, packets of the tunnel had better
     /// wait where they are.
-    pub(crate) fn has_room(&self) -> bool {
+    pub fn has_room(&self) -> bool {
         let Some(latest) = self.latest else { return true };
         match latest.transport {
             Transport::Udp => {
@@ -265,12 +267,12 @@ impl<S: Socket, C: Stream> Links<S, C> {
     }
 
     /// Whether an error said, since the last call, that a way may be gone.
-    pub(crate) const fn take_doubt(&mut self) -> bool {
+    pub const fn take_doubt(&mut self) -> bool {
         std::mem::replace(&mut self.doubt, false)
     }
 
     /// Ready when datagrams were added to `batch`, or a full socket may have room again.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<()> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<()> {
         let mut ready = self.poll_connections(cx, batch);
         // Another one first each time, so that a flood on one of them leaves room for the others.
         let count = self.list.len();
@@ -322,6 +324,12 @@ impl<S: Socket, C: Stream> Links<S, C> {
 
     fn connection(&self, path: Path) -> Option<usize> {
         self.connections.iter().position(|it| it.path == path)
+    }
+}
+
+impl<S: Socket, C: Stream> Default for Links<S, C> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -39,6 +39,9 @@ pub struct Alarm {
     timer: TimerFd,
     /// The same timer, as something to wait for.
     expiry: AsyncFd<File>,
+    wanted: Option<Instant>,
+    /// What the kernel's timer is set to: not later than what is wanted. With every packet that is sent the next
+    /// keepalive is due a little later, and that is not worth a system call each time.
     set_to: Option<Instant>,
 }
 
@@ -57,16 +60,14 @@ impl Alarm {
         Ok(Self {
             timer,
             expiry,
+            wanted: None,
             set_to: None,
         })
     }
 }
 
-impl clock::Alarm for Alarm {
-    fn set(&mut self, at: Option<Instant>) {
-        if self.set_to == at {
-            return;
-        }
+impl Alarm {
+    fn program(&mut self, at: Option<Instant>) {
         let done = match at {
             None => self.timer.unset(),
             Some(at) => {
@@ -83,6 +84,20 @@ impl clock::Alarm for Alarm {
             Err(error) => tracing::error!(%error, "a timer could not be set"),
         }
     }
+}
+
+impl clock::Alarm for Alarm {
+    fn set(&mut self, at: Option<Instant>) {
+        self.wanted = at;
+        let rings_before = match (self.set_to, at) {
+            (Some(set_to), Some(at)) => set_to <= at,
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if !rings_before {
+            self.program(at);
+        }
+    }
 
     async fn ring(&mut self) {
         loop {
@@ -95,7 +110,13 @@ impl clock::Alarm for Alarm {
                 Err(_) => return,
                 Ok(_) => {
                     self.set_to = None;
-                    return;
+                    match self.wanted {
+                        Some(wanted) if wanted > now() => self.program(Some(wanted)),
+                        _ => {
+                            self.wanted = None;
+                            return;
+                        }
+                    }
                 }
             }
         }
@@ -117,6 +138,19 @@ mod tests {
         assert!(now() >= at, "rang early");
         alarm.set(Some(start)); // in the past
         alarm.ring().await;
+        let silence = tokio::time::timeout(Duration::from_millis(30), alarm.ring()).await;
+        assert!(silence.is_err(), "rang twice");
+    }
+
+    #[tokio::test]
+    async fn an_alarm_that_is_put_off_rings_at_the_later_time() {
+        let mut alarm = Alarm::new().unwrap();
+        let start = now();
+        for ms in [10, 20, 30, 40] {
+            alarm.set(Some(start + Duration::from_millis(ms)));
+        }
+        alarm.ring().await;
+        assert!(now() >= start + Duration::from_millis(40), "rang early");
         let silence = tokio::time::timeout(Duration::from_millis(30), alarm.ring()).await;
         assert!(silence.is_err(), "rang twice");
     }

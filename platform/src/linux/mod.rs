@@ -194,6 +194,16 @@ impl LinuxHost {
     }
 }
 
+impl LinuxHost {
+    /// A UDP socket at this address and port, for a gateway's end of a tunnel: it waits for whoever comes.
+    ///
+    /// # Errors
+    /// The operating system refuses it; `permission` when for want of a privilege.
+    pub fn listen(&self, address: SocketAddr) -> Result<Socket, HostFault> {
+        Socket::bind(address, None, self.config.offloads)
+    }
+}
+
 impl Drop for LinuxHost {
     fn drop(&mut self) {
         let _ended_already = self.jobs.send(Job::End);

@@ -107,7 +107,15 @@ impl Segmentation {
 impl Socket {
     /// A socket on `way`, on a port of the kernel's choosing.
     pub(super) fn open(way: &Way, offloads: Offloads) -> Result<Self, HostFault> {
-        let address = source(way);
+        Self::bind(source(way), way.interface.as_ref(), offloads)
+    }
+
+    /// A socket at this address and port.
+    pub(super) fn bind(
+        address: SocketAddr,
+        interface: Option<&Interface>,
+        offloads: Offloads,
+    ) -> Result<Self, HostFault> {
         let socket =
             marked_udp(address).map_err(|error| fault("open a UDP socket beside the tunnel", error))?;
         // The kernel counts its own overhead too and doubles what is asked for. The forced size goes beyond
@@ -118,14 +126,14 @@ impl Socket {
         if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
             let _smaller = socket.set_send_buffer_size(SEND_BUFFER);
         }
-        if let Some(interface) = &way.interface {
+        if let Some(interface) = interface {
             keep_to(&socket, interface, address)
                 .map_err(|error| fault(format!("send by {}", interface.name), error))?;
         }
         let watch = |error| fault("watch a UDP socket", error);
         socket
             .bind(&address.into())
-            .map_err(|error| fault(format!("send from {}", way.source), error))?;
+            .map_err(|error| fault(format!("send from {}", address.ip()), error))?;
         let state = UdpSocketState::new((&socket).into()).map_err(watch)?;
         settle(&socket, address, offloads.udp_gro).map_err(watch)?;
         let socket = UdpSocket::from_std(socket.into()).map_err(watch)?;

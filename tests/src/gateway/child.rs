@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peregrine_core::command::{Path, Sink};
 use peregrine_core::crypto::{KeyExchange, Secret};
 use peregrine_core::esp::{Discard, Inbound, Outbound, Selectors};
 use peregrine_core::proposal::{self, EspSuite, IkeProposal, IkeSuite};
@@ -168,6 +169,21 @@ impl Child {
         let len = self.outbound.seal(packet, &mut sealed)?;
         sealed.truncate(len);
         Ok(sealed)
+    }
+
+    pub(super) fn seal_into(
+        &mut self,
+        len: usize,
+        write: impl FnOnce(&mut [u8]),
+        path: Path,
+        sink: &mut impl Sink,
+    ) {
+        let Some(room) = sink.reserve(path, self.outbound.sealed_len(len)) else {
+            return;
+        };
+        if let Ok(len) = self.outbound.seal_written(len, write, room) {
+            sink.commit(len);
+        }
     }
 
     pub(super) fn traffic(&self) -> ChildTraffic {

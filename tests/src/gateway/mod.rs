@@ -39,7 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use peregrine_core::command::Path;
+use peregrine_core::command::{Path, Sink};
 use peregrine_core::esp;
 use peregrine_core::profile::Identity;
 use peregrine_core::timer::Instant;
@@ -340,6 +340,36 @@ impl Gateway {
             packet => self.handle_esp(path, packet, now),
         }
         self.out()
+    }
+
+    /// The same for a datagram on port 4500 whose packet, if it is one of ESP's, is opened in place and neither kept nor
+    /// answered: the packet, or what the gateway has to say.
+    pub fn open<'d>(
+        &mut self,
+        path: Path,
+        datagram: &'d mut [u8],
+        now: Instant,
+    ) -> Result<&'d mut [u8], Vec<Outgoing>> {
+        let holder = esp::spi(datagram).and_then(|spi| {
+            let mut sessions = self.sessions.iter_mut();
+            let session = sessions.find(|session| session.children.iter().any(|child| child.spi() == spi))?;
+            Some((session, spi))
+        });
+        match holder {
+            Some((session, spi)) => session.open(spi, path, datagram, now).map_err(|_| Vec::new()),
+            None => Err(self.handle(path, datagram, now)),
+        }
+    }
+
+    /// Seals an inner packet of `len` octets, which `write` writes, for the newest client.
+    pub fn seal(&mut self, len: usize, write: impl FnOnce(&mut [u8]), sink: &mut impl Sink) {
+        for session in self.sessions.iter_mut().rev() {
+            let mut children = session.children.iter_mut().rev();
+            if let Some(child) = children.find(|child| child.is_for_sending()) {
+                child.seal_into(len, write, session.esp_path, sink);
+                return;
+            }
+        }
     }
 
     /// An inner packet for whichever client has its destination.

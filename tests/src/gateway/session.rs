@@ -451,7 +451,7 @@ impl Session {
         path: Path,
         packet: &'d mut [u8],
         now: Instant,
-    ) -> Result<&'d [u8], Discard> {
+    ) -> Result<&'d mut [u8], Discard> {
         let follows = (self.peer.behind_nat && !self.peer.mobike) || self.follows_connection(path);
         let child = self.child(spi).ok_or(Discard::UnknownSpi)?;
         let inner = child.open(packet)?;
