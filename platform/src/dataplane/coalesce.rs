@@ -336,6 +336,11 @@ impl Flow {
         offers: Offers,
     ) -> Option<Self> {
         let is_v4 = transport_at == IPV4_HEADER;
+        if is_v4 {
+            // The large packet gets a right one, and so a wrong one must not be in it.
+            let sum = Sum::default().with(packet.get(..IPV4_HEADER)?);
+            (sum.folded() == [0xff; 2]).then_some(())?;
+        }
         let transport = packet.get(transport_at..)?;
         let (kind, transport_header, sequence, pushed) = match protocol {
             TCP if offers.tcp => {

@@ -75,9 +75,10 @@ fn canonical(mut packet: Vec<u8>) -> Vec<u8> {
     if packet[checksum_at..checksum_at + 2] == [0xff; 2] {
         packet[checksum_at..checksum_at + 2].fill(0);
     }
-    if packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {
+    if is_v4 && packet[6] & 0x40 != 0 {
+        let is_right = Sum::default().with(&packet[..at]).folded() == [0xff; 2];
         packet[4..6].fill(0);
-        packet[10..12].fill(0);
+        packet[10..12].fill(u8::from(is_right));
     }
     packet
 }
@@ -102,6 +103,7 @@ enum Quirk {
     OtherTtl,
     Congestion,
     BadChecksum,
+    BadHeader,
     Repeated,
     Skipped,
     OtherId,
@@ -118,6 +120,7 @@ fn quirk() -> impl Strategy<Value = Quirk> {
         1 => Just(Quirk::OtherTtl),
         1 => Just(Quirk::Congestion),
         1 => Just(Quirk::BadChecksum),
+        1 => Just(Quirk::BadHeader),
         1 => Just(Quirk::Repeated),
         1 => Just(Quirk::Skipped),
         1 => Just(Quirk::OtherId),
@@ -169,6 +172,12 @@ impl Sender {
             Quirk::BadChecksum => {
                 let last = packet.len() - 1;
                 packet[last] ^= 0x10;
+                vec![packet]
+            }
+            Quirk::BadHeader => {
+                if packet[0] >> 4 == 4 {
+                    packet[10] ^= 0x10;
+                }
                 vec![packet]
             }
             Quirk::Repeated => vec![packet.clone(), packet],
