@@ -118,7 +118,7 @@ impl<'p> Segments<'p> {
 
     fn parse(packet: &'p [u8], header: Header) -> Option<Self> {
         let is_v4 = packet.first()? >> 4 == 4;
-        let (protocol, transport_at) = if is_v4 {
+        let (protocol, transport_at, is_routed) = if is_v4 {
             transport_v4(packet)?
         } else {
             transport_v6(packet)?
@@ -140,6 +140,18 @@ impl<'p> Segments<'p> {
             UDP_HEADER
         };
         let (headers, payload) = packet.split_at_checked(transport_at + transport_len)?;
+        let pseudo = if is_routed {
+            // The destination that counts is not the header's (RFC 8200, section 8.1); the sender has summed it up, with
+            // the length of the whole, which is subtracted here.
+            let checksum_at = if is_tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
+            let place = Some((transport_at as u16, checksum_at as u16));
+            let sum = u16_at(packet, transport_at + checksum_at).filter(|_| header.checksum == place)?;
+            Sum::default()
+                .with_word(sum)
+                .with_word(!((packet.len() - transport_at) as u16))
+        } else {
+            pseudo_header(headers, protocol, 0)?
+        };
         Some(Self {
             headers,
             payload,
@@ -147,7 +159,7 @@ impl<'p> Segments<'p> {
             segment_len: header.segment_len.into(),
             is_v4,
             is_tcp,
-            pseudo: pseudo_header(headers, protocol, 0)?,
+            pseudo,
         })
     }
 
@@ -217,23 +229,26 @@ impl<'p> Segments<'p> {
     }
 }
 
-/// An IPv4 packet's protocol, and where it begins; of no fragment.
-fn transport_v4(packet: &[u8]) -> Option<(u8, usize)> {
+/// An IPv4 packet's protocol, where it begins, and whether it is on its way to an address that is not the header's; of no
+/// fragment.
+fn transport_v4(packet: &[u8]) -> Option<(u8, usize, bool)> {
     const FRAGMENT: u16 = 0x3fff;
     let header_len = usize::from(packet.first()? & 0x0f) * 4;
     let is_fragment = u16_at(packet, 6)? & FRAGMENT != 0;
-    (header_len >= IPV4_HEADER && !is_fragment).then_some((*packet.get(9)?, header_len))
+    (header_len >= IPV4_HEADER && !is_fragment).then_some((*packet.get(9)?, header_len, false))
 }
 
-/// An IPv6 packet's protocol behind its extension headers, and where it begins; of no fragment.
-fn transport_v6(packet: &[u8]) -> Option<(u8, usize)> {
+/// The same of an IPv6 packet, behind its extension headers.
+fn transport_v6(packet: &[u8]) -> Option<(u8, usize, bool)> {
     let mut next = *packet.get(6)?;
     let mut at = IPV6_HEADER;
+    let mut is_routed = false;
     for _ in 0..=MAX_EXTENSION_HEADERS {
         if !matches!(next, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS) {
-            return Some((next, at));
+            return Some((next, at, is_routed));
         }
-        let [following, len] = octets_at(packet, at)?;
+        let [following, len, _, segments_left] = octets_at(packet, at)?;
+        is_routed |= next == ROUTING && segments_left > 0;
         next = following;
         at += 8 + usize::from(len) * 8;
     }

@@ -1,3 +1,4 @@
+use etherparse::{IpHeaders, Ipv6Extensions, Ipv6Header, TcpHeader};
 use proptest::prelude::*;
 
 use super::super::sample;
@@ -63,6 +64,58 @@ proptest! {
         for (found, expected) in found.iter().zip(&expected) {
             prop_assert_eq!(zeroes_alike(found, at + TCP_CHECKSUM), zeroes_alike(expected, at + TCP_CHECKSUM));
         }
+    }
+
+    /// On its way by a routing header, a packet's checksum is that of its last destination, which etherparse does not know
+    /// of either: a packet with that in its header is what they are compared with.
+    #[test]
+    fn segments_of_a_routed_packet_have_the_checksum_of_where_it_goes(
+        tcp in sample::tcp_header(),
+        len in 1_usize..5000,
+        last: [u8; 16],
+        next: [u8; 16],
+    ) {
+        let payload = sample::payload(len, 5);
+        let header = |destination| Ipv6Header { destination, hop_limit: 64, ..Ipv6Header::default() };
+        let direct = |chunk: &[u8], tcp: &TcpHeader| {
+            sample::tcp(&IpHeaders::Ipv6(header(last), Ipv6Extensions::default()), tcp, chunk)
+        };
+        // Type 2 (RFC 6275, section 6.4): one address, which is the last.
+        let route = [&[TCP, 2, 2, 1, 0, 0, 0, 0][..], &last].concat();
+        let routed = |packet: Vec<u8>| {
+            let mut packet = [&packet[..40], &route[..], &packet[40..]].concat();
+            let payload_len = (packet.len() - 40) as u16;
+            packet[4..6].copy_from_slice(&payload_len.to_be_bytes());
+            packet[6] = ROUTING;
+            packet[24..40].copy_from_slice(&next);
+            packet
+        };
+        let mut large = direct(&payload, &tcp);
+        let _ = leave_checksum(&mut large, 40, TCP, TCP_CHECKSUM);
+        let mut large = routed(large);
+        let at = 40 + route.len();
+        let header = Header {
+            checksum: Some((at as u16, TCP_CHECKSUM as u16)),
+            kind: Kind::TcpV6,
+            segment_len: 1000,
+            ..Header::default()
+        };
+        let count = len.div_ceil(1000);
+        let expected: Vec<_> = payload.chunks(1000).enumerate().map(|(index, chunk)| {
+            let mut tcp = tcp.clone();
+            tcp.sequence_number = tcp.sequence_number.wrapping_add(index as u32 * 1000);
+            tcp.cwr &= index == 0;
+            tcp.fin &= index + 1 == count;
+            tcp.psh &= index + 1 == count;
+            zeroes_alike(&routed(direct(chunk, &tcp)), at + TCP_CHECKSUM)
+        }).collect();
+        let found: Vec<_> = segments(&mut large.clone(), header)
+            .iter()
+            .map(|segment| zeroes_alike(segment, at + TCP_CHECKSUM))
+            .collect();
+        prop_assert_eq!(found, expected);
+        let unsaid = Header { checksum: None, ..header };
+        prop_assert_eq!(Outgoing::new(&mut large, unsaid).err(), Some(Unfit::Headers));
     }
 
     #[test]
