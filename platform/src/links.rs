@@ -26,7 +26,7 @@ pub struct Links<S, C> {
     closed: Vec<Endpoint>,
     /// Where the last reserved room is, and whither.
     reserved: Option<Reserved>,
-    /// What a datagram was meant for last.
+    /// What a packet of the tunnel was meant for last.
     latest: Option<Endpoint>,
     /// Grows with each use of a link.
     uses: u64,
@@ -208,7 +208,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
             return self.push_message(transmit);
         }
         let len = transmit.payload.len();
-        let Some(room) = self.reserve(transmit.path, len) else {
+        let Some(room) = self.room(transmit.path, len) else {
             return false;
         };
         room.copy_from_slice(&transmit.payload);
@@ -227,7 +227,6 @@ impl<S: Socket, C: Stream> Links<S, C> {
             return false;
         };
         self.reserved = None;
-        self.latest = Some(transmit.path.socket());
         let pushed = self
             .connections
             .get_mut(index)
@@ -247,7 +246,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
         self.each_connection(Connection::flush);
     }
 
-    /// Whether the socket that was used last has sent everything. While it has not, packets of the tunnel had better
+    /// Whether the socket that the tunnel's packets used last has sent everything. While it has not, packets of the tunnel had better
     /// wait where they are.
     pub fn has_room(&self) -> bool {
         let Some(latest) = self.latest else { return true };
@@ -387,19 +386,7 @@ impl<S: Socket> Link<S> {
 impl<S: Socket, C: Stream> Sink for Links<S, C> {
     fn reserve(&mut self, path: Path, len: usize) -> Option<&mut [u8]> {
         self.latest = Some(path.socket());
-        if path.is_tcp() {
-            let index = self.connection(path)?;
-            self.reserved = Some(Reserved::Frame(index));
-            return self.connections.get_mut(index)?.reserve(len);
-        }
-        let index = self.position(path.local)?;
-        self.reserved = Some(Reserved::Datagram(index, path.remote));
-        self.touch(index);
-        let link = self.list.get_mut(index)?;
-        if link.queue.room().is_none() {
-            link.flush(&mut self.doubt);
-        }
-        link.queue.room()?.get_mut(..len)
+        self.room(path, len)
     }
 
     fn commit(&mut self, len: usize) {
@@ -416,6 +403,32 @@ impl<S: Socket, C: Stream> Sink for Links<S, C> {
             }
             None => {}
         }
+    }
+}
+
+impl<S: Socket, C: Stream> Links<S, C> {
+    /// Room for a datagram or frame of `len` octets. What waits is sent first where that makes room.
+    fn room(&mut self, path: Path, len: usize) -> Option<&mut [u8]> {
+        if path.is_tcp() {
+            let index = self.connection(path)?;
+            self.reserved = Some(Reserved::Frame(index));
+            let connection = self.connections.get_mut(index)?;
+            if connection.reserve(len).is_none()
+                && let Err(error) = connection.flush()
+            {
+                self.end(index, &error);
+                return None;
+            }
+            return self.connections.get_mut(index)?.reserve(len);
+        }
+        let index = self.position(path.local)?;
+        self.reserved = Some(Reserved::Datagram(index, path.remote));
+        self.touch(index);
+        let link = self.list.get_mut(index)?;
+        if link.queue.room().is_none() {
+            link.flush(&mut self.doubt);
+        }
+        link.queue.room()?.get_mut(..len)
     }
 }
 
@@ -666,7 +679,7 @@ mod tests {
         let (mut links, fakes) = links(2);
         fakes[0].wire.borrow_mut().room = 1;
         for word in [b"one", b"two", b"tri"] {
-            assert!(links.queue(&transmit(&fakes[0], word)));
+            seal(&mut links, transmit(&fakes[0], b"").path, word);
         }
         links.flush();
         assert_eq!(fakes[0].sent(), [b"one"]);
@@ -674,15 +687,21 @@ mod tests {
         let mut batch = Batch::new();
         assert!(!poll(&mut links, &mut batch));
 
-        assert!(links.queue(&transmit(&fakes[1], b"new")));
+        seal(&mut links, transmit(&fakes[1], b"").path, b"new");
         links.flush();
         assert_eq!(fakes[1].sent(), [b"new"]);
         assert!(links.has_room(), "the new way is free");
+        assert!(links.queue(&transmit(&fakes[0], b"bye")));
+        links.flush();
+        assert!(
+            links.has_room(),
+            "what IKE says on the old way holds up no packet"
+        );
 
         fakes[0].wire.borrow_mut().room = usize::MAX;
         assert!(poll(&mut links, &mut batch));
         links.flush();
-        assert_eq!(fakes[0].sent(), [b"one", b"two", b"tri"]);
+        assert_eq!(fakes[0].sent(), [b"one", b"two", b"tri", b"bye"]);
     }
 
     #[test]
@@ -702,15 +721,16 @@ mod tests {
             .collect()
     }
 
-    /// The same as sealed packets.
-    fn seal(links: &mut Links<Fake, FakeStream>, fake: &Fake, count: u8) {
+    /// A packet of the tunnel.
+    fn seal(links: &mut Links<Fake, FakeStream>, path: Path, packet: &[u8]) {
+        let room = links.reserve(path, packet.len()).unwrap();
+        room.copy_from_slice(packet);
+        links.commit(packet.len());
+    }
+
+    fn seal_numbered(links: &mut Links<Fake, FakeStream>, fake: &Fake, count: u8) {
         for datagram in numbered(count) {
-            let path = transmit(fake, b"").path;
-            links
-                .reserve(path, datagram.len())
-                .unwrap()
-                .copy_from_slice(&datagram);
-            links.commit(datagram.len());
+            seal(links, transmit(fake, b"").path, &datagram);
         }
     }
 
@@ -718,7 +738,7 @@ mod tests {
     fn equal_datagrams_leave_together() {
         let (mut links, fakes) = links(1);
         fakes[0].wire.borrow_mut().longest_train = 4;
-        seal(&mut links, &fakes[0], 11);
+        seal_numbered(&mut links, &fakes[0], 11);
         links.flush();
         assert_eq!(fakes[0].sent(), numbered(11));
         assert_eq!(fakes[0].wire.borrow().trains, [4, 4, 3]);
@@ -729,7 +749,7 @@ mod tests {
         let (mut links, fakes) = links(1);
         fakes[0].wire.borrow_mut().longest_train = 4;
         fakes[0].wire.borrow_mut().room = 6;
-        seal(&mut links, &fakes[0], 11);
+        seal_numbered(&mut links, &fakes[0], 11);
         links.flush();
         assert_eq!(fakes[0].sent(), numbered(11)[..4]);
         assert!(!links.has_room());
@@ -744,7 +764,7 @@ mod tests {
         let (mut links, fakes) = links(1);
         fakes[0].wire.borrow_mut().longest_train = 64;
         fakes[0].wire.borrow_mut().refuses_from = 2;
-        seal(&mut links, &fakes[0], 11);
+        seal_numbered(&mut links, &fakes[0], 11);
         links.flush();
         assert_eq!(fakes[0].sent(), numbered(11));
         assert_eq!(fakes[0].wire.borrow().trains, [0_usize; 0]);
@@ -874,6 +894,16 @@ mod tests {
         let sent = fake.sent().concat();
         assert_eq!(sent.len(), 6 + packets * 1402 + 3002);
         assert!(sent.ends_with(&[1; 3000]));
+    }
+
+    #[test]
+    fn a_connection_that_takes_everything_drops_nothing() {
+        let (mut links, _, fake, path) = connection();
+        for _ in 0..10_000 {
+            seal(&mut links, path, &[7; 100]);
+        }
+        links.flush();
+        assert_eq!(fake.sent().concat().len(), 6 + 10_000 * 102);
     }
 
     #[test]
