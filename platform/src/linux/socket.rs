@@ -134,8 +134,13 @@ impl Socket {
         socket
             .bind(&address.into())
             .map_err(|error| fault(format!("send from {}", address.ip()), error))?;
-        let state = UdpSocketState::new((&socket).into()).map_err(watch)?;
-        settle(&socket, address, offloads.udp_gro).map_err(watch)?;
+        let state = reader(address).map_err(watch)?;
+        // Since Linux 5.0; without it datagrams come one by one.
+        if offloads.udp_gro
+            && let Err(error) = setsockopt(&socket, sockopt::UdpGroSegment, &true)
+        {
+            tracing::debug!(%error, "datagrams are not merged");
+        }
         let socket = UdpSocket::from_std(socket.into()).map_err(watch)?;
         let local = socket.local_addr().map_err(watch)?;
         Ok(Self {
@@ -162,23 +167,12 @@ impl Socket {
     }
 }
 
-/// Takes back what `quinn_udp` sets for a QUIC endpoint's sake and we do not want: it forbids fragments for good, and has
-/// the kernel tell the destination and the time of every datagram.
-fn settle(socket: &socket2::Socket, address: SocketAddr, merges: bool) -> io::Result<()> {
-    // A kernel that does not know an option has not set it.
-    let _unknown = setsockopt(socket, sockopt::ReceiveTimestampns, &false);
-    if address.is_ipv4() {
-        setsockopt(socket, options::MtuDiscover, &libc::IP_PMTUDISC_WANT)?;
-        setsockopt(socket, sockopt::Ipv4PacketInfo, &false)?;
-    } else {
-        setsockopt(socket, options::Ipv6MtuDiscover, &libc::IPV6_PMTUDISC_WANT)?;
-        setsockopt(socket, sockopt::Ipv6DontFrag, &false)?;
-        setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &false)?;
-    }
-    if !merges {
-        setsockopt(socket, sockopt::UdpGroSegment, &false)?;
-    }
-    Ok(())
+/// What reads sockets of the address's family. It sets a socket up for QUIC, and some of that cannot be taken back (the
+/// kernel then notes the time of every packet that the machine receives): so it is given one that is closed at once. It keeps
+/// nothing of it but what the kernel is able to do.
+fn reader(address: SocketAddr) -> io::Result<UdpSocketState> {
+    let scratch = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    UdpSocketState::new((&scratch).into())
 }
 
 /// The address of a socket on `way`, on a port of the kernel's choosing.
