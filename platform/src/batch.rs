@@ -33,6 +33,7 @@ pub struct Batch<A> {
     used: usize,
     entries: Vec<Entry<A>>,
     most: usize,
+    is_flooded: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +73,7 @@ impl<A: Copy> Batch<A> {
             used: 0,
             entries: Vec::with_capacity(most),
             most,
+            is_flooded: false,
         }
     }
 
@@ -79,6 +81,18 @@ impl<A: Copy> Batch<A> {
     pub fn clear(&mut self) {
         self.used = 0;
         self.entries.clear();
+        self.is_flooded = false;
+    }
+
+    /// The reader filled all that it offered to, and there may be more.
+    pub const fn note_flood(&mut self) {
+        self.is_flooded = true;
+    }
+
+    /// Whether there may be more to read than was read.
+    #[must_use]
+    pub fn is_flooded(&mut self) -> bool {
+        self.is_flooded || self.room().is_none()
     }
 
     /// Whether there is no packet.

@@ -119,7 +119,7 @@ pub async fn run<H: Host>(
         };
         let now = driver.host.now();
         // Where everything that can be read at once was read, there may be more.
-        let flooded = outbound.room().is_none() || inbound.room().is_none();
+        let flooded = outbound.is_flooded() || inbound.is_flooded();
         // Before anything else, so that no peer is given up for its silence while we were away.
         driver.look_away(due, now);
         match wake {

@@ -355,6 +355,9 @@ impl host::Socket for Socket {
             });
             match read {
                 Ok(filled) => {
+                    if filled == count {
+                        batch.note_flood();
+                    }
                     let filled = about.get(..filled).unwrap_or_default();
                     self.merges.set(filled.iter().any(|it| it.len > it.stride));
                     batch.push_slots(

@@ -171,6 +171,7 @@ async fn serve(outer: IpAddr, inner: IpAddr, esp: EspProposal) -> io::Result<()>
             _ = &mut ended => break,
         };
         let now = host.now();
+        let flooded = outbound.is_flooded() || inbound.is_flooded();
         match wake {
             Wake::Sockets => packets.open(&mut other, &mut inbound, now),
             Wake::Device => packets.seal(&mut other, &mut outbound, now),
@@ -196,6 +197,10 @@ async fn serve(outer: IpAddr, inner: IpAddr, esp: EspProposal) -> io::Result<()>
             }
         }
         packets.links.flush();
+        if flooded {
+            // As the driver does.
+            tokio::task::yield_now().await;
+        }
     }
     host.apply(Plan::default()).await.map_err(failed)?;
     let _gone = std::fs::remove_dir_all(folder);
