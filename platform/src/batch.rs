@@ -9,6 +9,9 @@ const READS: usize = 64;
 /// How many trains of datagrams may wait to be sent, when every datagram is one of its own.
 const TRAINS: usize = 1024;
 
+/// How many datagrams are sent together at most: what every Linux that cuts trains takes.
+pub const LONGEST_TRAIN: usize = 64;
+
 /// How many slots there are to receive into with one system call.
 pub const SLOTS: usize = 32;
 
@@ -17,7 +20,7 @@ pub const SLOTS: usize = 32;
 const SLOT: usize = LARGEST + 1 + 192;
 
 /// The most octets that a train of datagrams has: the largest UDP payload over IPv4.
-const LONGEST_TRAIN: usize = 65_507;
+const MOST_OCTETS: usize = 65_507;
 
 /// Packets in one buffer that is allocated once, each with something known about it.
 ///
@@ -203,7 +206,7 @@ impl<A: Copy + PartialEq> Batch<A> {
             && (1..=last.stride).contains(&len)
             && last.len % last.stride == 0
             && last.len / last.stride < most
-            && last.len + len <= LONGEST_TRAIN
+            && last.len + len <= MOST_OCTETS
         {
             last.len += len;
             self.used = (self.used + len).min(self.octets.len());

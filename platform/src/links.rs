@@ -6,15 +6,12 @@ use std::task::{Context, Poll};
 
 use peregrine_core::command::{Endpoint, Path, Sink, Transmit, Transport};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, LONGEST_TRAIN};
 use crate::connection::Connection;
 use crate::host::{Socket, Stream, Way};
 
 /// More sockets than these are not open at a time.
 const MOST: usize = 8;
-
-/// How many datagrams are sent together at most: what every Linux that can do so takes.
-const LONGEST_TRAIN: usize = 64;
 
 /// A few sockets and connections, and datagrams that wait until theirs has room.
 ///
@@ -246,8 +243,8 @@ impl<S: Socket, C: Stream> Links<S, C> {
         self.each_connection(Connection::flush);
     }
 
-    /// Whether the socket that the tunnel's packets used last has sent everything. While it has not, packets of the tunnel had better
-    /// wait where they are.
+    /// Whether the socket that the tunnel's packets used last has sent everything. While it has not, they had better wait
+    /// where they are.
     pub fn has_room(&self) -> bool {
         let Some(latest) = self.latest else { return true };
         match latest.transport {

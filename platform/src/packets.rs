@@ -111,7 +111,7 @@ impl<T: Tun, S: Socket, C: Stream> Packets<T, S, C> {
                 match Outgoing::new(packet, header) {
                     Ok(Outgoing::Whole(packet)) => self.seal_one(endpoint, packet, mtu, now),
                     Ok(Outgoing::Segments(segments)) => self.seal_segments(endpoint, &segments, mtu, now),
-                    Err(unfit) => tracing::debug!(%unfit, "nothing can be done with what the machine sent"),
+                    Err(unfit) => tracing::trace!(%unfit, "nothing can be done with what the machine sent"),
                 }
             }
             self.moved = true;

@@ -16,7 +16,7 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 use super::netlink::Netlink;
 use super::{Offloads, fault};
-use crate::batch::{Batch, SLOTS};
+use crate::batch::{Batch, LONGEST_TRAIN, SLOTS};
 use crate::host::{self, Interface, Way};
 
 /// The mark of our own sockets (`pere`). Every rule of ours excepts it, so one instance's datagrams do not go into
@@ -38,9 +38,6 @@ const NOT_SENT: u32 = 128 << 10;
 /// How many slots are filled with one system call while the kernel merges datagrams, so that they stay in the
 /// processor's cache.
 const MERGED_SLOTS: usize = 8;
-
-/// What every Linux that cuts trains takes.
-const LONGEST_TRAIN: usize = 64;
 
 /// How often the pause doubles after which a train is tried again: up to 65,536 datagrams.
 const MOST_DOUBLINGS: u32 = 10;

@@ -1,7 +1,7 @@
 //! The tunnel device (`/dev/net/tun`).
 //!
 //! Made by our own ioctl and not by a crate: what we need of it is one call, the device is configured through the
-//! same rtnetlink socket as routes and rules, and the packet path of a later release wants the bare descriptor.
+//! same rtnetlink socket as routes and rules, and the packet path wants the bare descriptor.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
