@@ -376,8 +376,9 @@ pub trait Sink {
     /// Room for one datagram of at most `len` octets to `path`, or none when the host has no room: the packet is
     /// then dropped and counted.
     fn reserve(&mut self, path: Path, len: usize) -> Option<&mut [u8]>;
-    /// The last reserved room holds a datagram of `len` octets: send it.
-    fn commit(&mut self, len: usize);
+    /// The last reserved room holds a datagram of `len` octets: send it, with `ds` as its DSCP and ECN field (RFC 2474,
+    /// RFC 3168). On a TCP connection that means nothing.
+    fn commit(&mut self, len: usize, ds: u8);
 }
 
 /// The state word of [`Status`].

@@ -7,7 +7,7 @@ use peregrine_core::command::Path;
 use peregrine_core::wire::{StreamReader, StreamWriter};
 
 use crate::batch::Batch;
-use crate::host::Stream;
+use crate::host::{Arrival, Stream};
 
 /// So often it is read before others get their turn, should there be nothing in it but what means nothing.
 const READS: usize = 4;
@@ -85,7 +85,7 @@ impl<C: Stream> Connection<C> {
     pub(crate) fn poll_recv(
         &mut self,
         cx: &mut Context<'_>,
-        batch: &mut Batch<Path>,
+        batch: &mut Batch<Arrival>,
     ) -> Poll<io::Result<()>> {
         let before = batch.len();
         for _ in 0..READS {
@@ -105,7 +105,7 @@ impl<C: Stream> Connection<C> {
     }
 
     /// Takes the frames that are here; false when they do not find room.
-    fn take(&mut self, batch: &mut Batch<Path>) -> io::Result<bool> {
+    fn take(&mut self, batch: &mut Batch<Arrival>) -> io::Result<bool> {
         loop {
             let Some(room) = batch.room() else {
                 return Ok(false);
@@ -118,7 +118,7 @@ impl<C: Stream> Connection<C> {
             if let Some(room) = room.get_mut(..len) {
                 room.copy_from_slice(frame);
             }
-            batch.push(len, self.path);
+            batch.push(len, self.path.into());
         }
     }
 }

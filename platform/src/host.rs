@@ -174,25 +174,56 @@ pub trait Stream {
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
+/// How a datagram came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// By which way.
+    pub path: Path,
+    /// With which ECN field (RFC 3168), in the two lowest bits; 0 where that is not told.
+    pub ecn: u8,
+}
+
+impl From<Path> for Arrival {
+    /// Of which no ECN field is known.
+    fn from(path: Path) -> Self {
+        Self { path, ecn: 0 }
+    }
+}
+
+/// Where a datagram is to go, and as what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addressee {
+    /// The other end.
+    pub remote: SocketAddr,
+    /// DSCP and ECN field of the IP header (RFC 2474, RFC 3168).
+    pub ds: u8,
+}
+
+impl From<SocketAddr> for Addressee {
+    /// As ordinary traffic.
+    fn from(remote: SocketAddr) -> Self {
+        Self { remote, ds: 0 }
+    }
+}
+
 /// An unconnected UDP socket. It is polled and not awaited because there are several, and one task waits for all.
 pub trait Socket {
     /// The socket's own address and port.
     fn local(&self) -> SocketAddr;
 
-    /// Adds to `batch` the datagrams that are there now and find room, each with its path; pending when there are
-    /// none, or no room.
+    /// Adds to `batch` the datagrams that are there now and find room; pending when there are none, or no room.
     ///
     /// # Errors
     /// The operating system's own; they are reports about the network, and the socket stays usable. What was read
     /// before the error is in `batch`.
-    fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<io::Result<()>>;
+    fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Arrival>) -> Poll<io::Result<()>>;
 
     /// Sends one datagram, at once or not at all.
     ///
     /// # Errors
     /// `WouldBlock` when there is no room now; anything else is a report about the network. An interface that is gone
     /// is `NetworkDown`.
-    fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()>;
+    fn send(&self, to: Addressee, datagram: &[u8]) -> io::Result<()>;
 
     /// How many datagrams [`Self::send_train`] takes now.
     fn longest_train(&self) -> usize {
@@ -205,9 +236,9 @@ pub trait Socket {
     /// # Errors
     /// Those of [`Self::send`], and `Unsupported` where they could not be sent together but may be one by one; a train
     /// is then shorter than before.
-    fn send_train(&self, remote: SocketAddr, train: &[u8], stride: usize) -> io::Result<()> {
+    fn send_train(&self, to: Addressee, train: &[u8], stride: usize) -> io::Result<()> {
         let _alone = stride;
-        self.send(remote, train)
+        self.send(to, train)
     }
 
     /// Sends one datagram that neither this machine nor a router may fragment, whatever path MTU this machine
@@ -216,7 +247,7 @@ pub trait Socket {
     /// # Errors
     /// Those of [`Self::send`], and one for a datagram that is larger than the interface allows.
     fn send_whole(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        self.send(remote, datagram)
+        self.send(remote.into(), datagram)
     }
 
     /// Ready when there may be room to send.

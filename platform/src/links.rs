@@ -8,7 +8,7 @@ use peregrine_core::command::{Endpoint, Path, Sink, Transmit, Transport};
 
 use crate::batch::{Batch, LONGEST_TRAIN};
 use crate::connection::Connection;
-use crate::host::{Socket, Stream, Way};
+use crate::host::{Addressee, Arrival, Socket, Stream, Way};
 
 /// More sockets than these are not open at a time.
 const MOST: usize = 8;
@@ -45,7 +45,7 @@ struct Link<S> {
     interface: Option<u32>,
     local: SocketAddr,
     socket: S,
-    queue: Batch<SocketAddr>,
+    queue: Batch<Addressee>,
     /// How many trains of the queue are sent, and how many octets of the next.
     sent: usize,
     sent_octets: usize,
@@ -213,7 +213,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
         if let Some(Reserved::Datagram(index, remote)) = self.reserved.take()
             && let Some(link) = self.list.get_mut(index)
         {
-            link.queue.push(len, remote);
+            link.queue.push(len, remote.into());
         }
         true
     }
@@ -268,7 +268,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
     }
 
     /// Ready when datagrams were added to `batch`, or a full socket may have room again.
-    pub fn poll(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<()> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Arrival>) -> Poll<()> {
         let mut ready = self.poll_connections(cx, batch);
         // Another one first each time, so that a flood on one of them leaves room for the others.
         let count = self.list.len();
@@ -296,7 +296,7 @@ impl<S: Socket, C: Stream> Links<S, C> {
         ready
     }
 
-    fn poll_connections(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<()> {
+    fn poll_connections(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Arrival>) -> Poll<()> {
         let mut ready = Poll::Pending;
         self.each_connection(|connection| {
             if let Poll::Ready(received) = connection.poll_recv(cx, batch) {
@@ -362,7 +362,7 @@ impl<S: Socket> Link<S> {
                         continue;
                     }
                     Err(error) => {
-                        tracing::debug!(local = %self.local, %to, %error, "a datagram was not sent");
+                        tracing::debug!(local = %self.local, to = %to.remote, %error, "a datagram was not sent");
                         *doubt |= is_doubtful(&error);
                     }
                     Ok(()) => {}
@@ -386,11 +386,11 @@ impl<S: Socket, C: Stream> Sink for Links<S, C> {
         self.room(path, len)
     }
 
-    fn commit(&mut self, len: usize) {
+    fn commit(&mut self, len: usize, ds: u8) {
         match self.reserved.take() {
             Some(Reserved::Datagram(index, remote)) => {
                 if let Some(link) = self.list.get_mut(index) {
-                    link.queue.join(len, remote, LONGEST_TRAIN);
+                    link.queue.join(len, Addressee { remote, ds }, LONGEST_TRAIN);
                 }
             }
             Some(Reserved::Frame(index)) => {
@@ -454,6 +454,7 @@ mod tests {
     #[derive(Default)]
     struct Wire {
         sent: Vec<Vec<u8>>,
+        fields: Vec<u8>,
         /// How many of them must not be fragmented.
         whole: usize,
         room: usize,
@@ -501,7 +502,7 @@ mod tests {
             self.local
         }
 
-        fn poll_recv(&self, _: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<io::Result<()>> {
+        fn poll_recv(&self, _: &mut Context<'_>, batch: &mut Batch<Arrival>) -> Poll<io::Result<()>> {
             let mut ready = Poll::Pending;
             while let Some(room) = batch.room() {
                 let Some(datagram) = self.wire.borrow_mut().inbox.pop_front() else {
@@ -509,13 +510,13 @@ mod tests {
                 };
                 room[..datagram.len()].copy_from_slice(datagram);
                 let path = Path::udp(self.local, GATEWAY.parse().unwrap());
-                batch.push(datagram.len(), path);
+                batch.push(datagram.len(), path.into());
                 ready = Poll::Ready(Ok(()));
             }
             ready
         }
 
-        fn send(&self, _: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        fn send(&self, to: Addressee, datagram: &[u8]) -> io::Result<()> {
             let mut wire = self.wire.borrow_mut();
             if let Some(error) = wire.error {
                 return Err(error.into());
@@ -525,6 +526,7 @@ mod tests {
             }
             wire.room -= 1;
             wire.sent.push(datagram.to_vec());
+            wire.fields.push(to.ds);
             Ok(())
         }
 
@@ -532,7 +534,7 @@ mod tests {
             self.wire.borrow().longest_train
         }
 
-        fn send_train(&self, remote: SocketAddr, train: &[u8], stride: usize) -> io::Result<()> {
+        fn send_train(&self, to: Addressee, train: &[u8], stride: usize) -> io::Result<()> {
             let datagrams = train.chunks(stride);
             if datagrams.len() >= self.wire.borrow().refuses_from {
                 self.wire.borrow_mut().longest_train = 1;
@@ -543,13 +545,13 @@ mod tests {
             }
             self.wire.borrow_mut().trains.push(datagrams.len());
             for datagram in datagrams {
-                self.send(remote, datagram)?;
+                self.send(to, datagram)?;
             }
             Ok(())
         }
 
         fn send_whole(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-            self.send(remote, datagram)?;
+            self.send(remote.into(), datagram)?;
             self.wire.borrow_mut().whole += 1;
             Ok(())
         }
@@ -621,7 +623,7 @@ mod tests {
         }
     }
 
-    fn poll(links: &mut Links<Fake, FakeStream>, batch: &mut Batch<Path>) -> bool {
+    fn poll(links: &mut Links<Fake, FakeStream>, batch: &mut Batch<Arrival>) -> bool {
         links
             .poll(&mut Context::from_waker(Waker::noop()), batch)
             .is_ready()
@@ -722,7 +724,7 @@ mod tests {
     fn seal(links: &mut Links<Fake, FakeStream>, path: Path, packet: &[u8]) {
         let room = links.reserve(path, packet.len()).unwrap();
         room.copy_from_slice(packet);
-        links.commit(packet.len());
+        links.commit(packet.len(), 0);
     }
 
     fn seal_numbered(links: &mut Links<Fake, FakeStream>, fake: &Fake, count: u8) {
@@ -739,6 +741,22 @@ mod tests {
         links.flush();
         assert_eq!(fakes[0].sent(), numbered(11));
         assert_eq!(fakes[0].wire.borrow().trains, [4, 4, 3]);
+    }
+
+    #[test]
+    fn a_train_is_of_one_ds_field() {
+        let (mut links, fakes) = links(1);
+        fakes[0].wire.borrow_mut().longest_train = 4;
+        for ds in [0, 0, 2, 2, 2, 184, 2] {
+            let room = links.reserve(transmit(&fakes[0], b"").path, 5).unwrap();
+            room.fill(ds);
+            links.commit(5, ds);
+        }
+        links.flush();
+        let wire = fakes[0].wire.borrow();
+        assert_eq!(wire.trains, [2, 3]);
+        assert_eq!(wire.fields, [0, 0, 2, 2, 2, 184, 2]);
+        assert!(wire.sent.iter().zip(&wire.fields).all(|(it, ds)| *it == [*ds; 5]));
     }
 
     #[test]
@@ -856,14 +874,17 @@ mod tests {
         let (mut links, socket, fake, path) = connection();
         assert!(links.queue(&message(path, b"hello")));
         links.reserve(path, 100).unwrap()[..3].copy_from_slice(b"esp");
-        links.commit(3);
+        links.commit(3, 0);
         links.flush();
         assert_eq!(fake.sent().concat(), b"IKETCP\0\x07hello\0\x05esp");
         assert!(socket.sent().is_empty(), "a socket is not a connection");
         fake.wire.borrow_mut().inbox = vec![&b"\0\x05on"[..], b"e\0\x03\xff\0", b"\x05two"].into();
         let mut batch = Batch::new();
         assert!(poll(&mut links, &mut batch));
-        let packets: Vec<_> = batch.packets().map(|(path, _, it)| (path, it.to_vec())).collect();
+        let packets: Vec<_> = batch
+            .packets()
+            .map(|(from, _, it)| (from.path, it.to_vec()))
+            .collect();
         assert_eq!(packets, [(path, b"one".to_vec()), (path, b"two".to_vec())]);
         assert!(links.take_closed().is_empty());
     }
@@ -875,7 +896,7 @@ mod tests {
         let mut packets = 0;
         while let Some(room) = links.reserve(path, 1400) {
             room.fill(7);
-            links.commit(1400);
+            links.commit(1400, 0);
             packets += 1;
         }
         assert!(packets > 64, "{packets}");

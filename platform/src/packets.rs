@@ -4,14 +4,14 @@ use std::io::IoSlice;
 
 use peregrine_core::client::{Client, InnerMtu};
 use peregrine_core::command::{Path, Sink};
-use peregrine_core::esp::{self, clamp_mss};
+use peregrine_core::esp::{self, clamp_mss, take_ecn};
 use peregrine_core::timer::Instant;
 
 use crate::batch::Batch;
 use crate::dataplane::coalesce::{Coalescer, Offers};
 use crate::dataplane::segment::{Outgoing, Segments};
 use crate::dataplane::virtio;
-use crate::host::{Socket, Stream, Tun};
+use crate::host::{Arrival, Socket, Stream, Tun};
 use crate::links::Links;
 
 /// Whoever holds the keys.
@@ -73,9 +73,9 @@ impl<T: Tun, S: Socket, C: Stream> Packets<T, S, C> {
     }
 
     /// Opens datagrams that came in, and gives what was in them to the machine. The batch is empty afterwards.
-    pub fn open(&mut self, endpoint: &mut impl Endpoint, batch: &mut Batch<Path>, now: Instant) {
+    pub fn open(&mut self, endpoint: &mut impl Endpoint, batch: &mut Batch<Arrival>, now: Instant) {
         let start_of = |octets: &[u8]| octets.as_ptr().addr();
-        for (path, start, datagram) in batch.packets() {
+        for (Arrival { path, ecn }, start, datagram) in batch.packets() {
             let begin = start_of(datagram);
             let Some(packet) = endpoint.open(path, datagram, now) else {
                 continue;
@@ -84,6 +84,10 @@ impl<T: Tun, S: Socket, C: Stream> Packets<T, S, C> {
             let Some(mtu) = endpoint.inner_mtu() else {
                 continue;
             };
+            if !take_ecn(packet, ecn) {
+                tracing::trace!("a packet met congestion and cannot be marked; it is dropped");
+                continue;
+            }
             clamp_mss(packet, mtu.octets);
             self.coalescer
                 .add(start + (start_of(packet) - begin), packet.len());

@@ -59,14 +59,14 @@ fn with_gateway<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stati
 async fn echo(socket: &impl peregrine_platform::host::Socket, gateway: SocketAddr, words: &str) -> String {
     let mut batch = Batch::new();
     for _ in 0..5 {
-        socket.send(gateway, words.as_bytes()).unwrap();
+        socket.send(gateway.into(), words.as_bytes()).unwrap();
         let receiving = poll_fn(|cx| socket.poll_recv(cx, &mut batch));
         if tokio::time::timeout(Duration::from_secs(1), receiving)
             .await
             .is_ok()
         {
-            let (path, _, answer) = batch.packets().next().unwrap();
-            assert_eq!((path.local, path.remote), (socket.local(), gateway));
+            let (from, _, answer) = batch.packets().next().unwrap();
+            assert_eq!((from.path.local, from.path.remote), (socket.local(), gateway));
             return String::from_utf8(answer.to_vec()).unwrap();
         }
     }

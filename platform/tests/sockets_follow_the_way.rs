@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Files, Namespace, full_plan, run, with_two_networks};
 use peregrine_platform::batch::Batch;
-use peregrine_platform::host::{Host as _, Socket as _, Way};
+use peregrine_platform::host::{Arrival, Host as _, Socket as _, Way};
 use peregrine_platform::linux::Socket;
 
 const GATEWAYS: [&str; 2] = ["198.51.100.1:4500", "[2001:db8:2::1]:4500"];
@@ -54,14 +54,14 @@ async fn hear(socket: &Socket) -> Option<(SocketAddr, String)> {
         .await
         .ok()?
         .unwrap();
-    let (path, _, words) = batch.packets().next().unwrap();
+    let (Arrival { path, .. }, _, words) = batch.packets().next().unwrap();
     assert_eq!(path.local, socket.local());
     Some((path.remote, String::from_utf8(words.to_vec()).unwrap()))
 }
 
 async fn echo(socket: &Socket, gateway: SocketAddr) -> Option<String> {
     for _ in 0..3 {
-        socket.send(gateway, b"hello").ok()?;
+        socket.send(gateway.into(), b"hello").ok()?;
         if let Some((source, words)) = hear(socket).await {
             assert_eq!(source, gateway);
             return Some(words);
@@ -161,7 +161,7 @@ fn a_way_that_is_gone_is_told_by_errors_that_the_driver_knows() {
             }
             run(loss);
             for (gateway, socket) in sockets {
-                let sent = socket.send(gateway, b"hello");
+                let sent = socket.send(gateway.into(), b"hello");
                 // IPv6 goes on sending with an address that is gone, for as long as there is a route.
                 if loss.contains("addr") && gateway.is_ipv6() {
                     assert!(sent.is_ok(), "{loss}: {sent:?}");

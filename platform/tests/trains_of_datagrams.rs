@@ -37,9 +37,9 @@ fn send(from: &Socket, to: SocketAddr, mut train: &[u8], stride: usize) {
     while !train.is_empty() {
         let len = train.len().min(from.longest_train() * stride);
         let sent = if len > stride {
-            from.send_train(to, &train[..len], stride)
+            from.send_train(to.into(), &train[..len], stride)
         } else {
-            from.send(to, &train[..len])
+            from.send(to.into(), &train[..len])
         };
         match sent {
             Ok(()) => train = &train[len..],

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use peregrine_core::crypto::Secret;
-use peregrine_core::esp::Limits;
+use peregrine_core::esp::{Limits, Marking};
 use peregrine_core::pki::{Certificate, PrivateKey, load_private_key};
 use peregrine_core::profile;
 use peregrine_core::profile::{
@@ -225,6 +225,7 @@ impl Cast {
                 exclude: BTreeSet::new(),
                 rekey: Duration::from_secs(3600),
                 limits: Limits::default(),
+                marking: Marking::default(),
                 require_pfs: false,
                 rehearse: false,
             },

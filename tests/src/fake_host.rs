@@ -17,7 +17,7 @@ use peregrine_core::timer::{Instant, UnixTime};
 use peregrine_platform::batch::Batch;
 use peregrine_platform::clock::{self, Clock};
 use peregrine_platform::dataplane::virtio;
-use peregrine_platform::host::{self, Applied, Change, Host, Interface, Way};
+use peregrine_platform::host::{self, Addressee, Applied, Arrival, Change, Host, Interface, Way};
 use tokio::sync::Notify;
 
 use crate::gateway::{Gateway, Outgoing};
@@ -464,7 +464,7 @@ impl host::Socket for Socket {
         self.local
     }
 
-    fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<io::Result<()>> {
+    fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Arrival>) -> Poll<io::Result<()>> {
         let machine = &mut *self.host.machine();
         let mine = |(path, _): &(Path, Vec<u8>)| path.local == self.local;
         let Some(index) = machine.inbox.iter().position(mine) else {
@@ -473,12 +473,12 @@ impl host::Socket for Socket {
         };
         if let (Some(room), Some((path, datagram))) = (batch.room(), machine.inbox.remove(index)) {
             room[..datagram.len()].copy_from_slice(&datagram);
-            batch.push(datagram.len(), path);
+            batch.push(datagram.len(), path.into());
         }
         Poll::Ready(Ok(()))
     }
 
-    fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+    fn send(&self, Addressee { remote, .. }: Addressee, datagram: &[u8]) -> io::Result<()> {
         let now = self.host.now();
         let answers = {
             let machine = &mut *self.host.machine();

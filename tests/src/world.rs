@@ -101,7 +101,7 @@ impl Sink for Outbox {
         Some(&mut self.room)
     }
 
-    fn commit(&mut self, len: usize) {
+    fn commit(&mut self, len: usize, _: u8) {
         self.room.truncate(len);
         if let Some(path) = self.path {
             self.sealed.push((path, std::mem::take(&mut self.room)));

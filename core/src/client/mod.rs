@@ -24,7 +24,7 @@ use crate::command::{
     Transmit,
 };
 use crate::crypto::Secret;
-use crate::esp::Discard;
+use crate::esp::{self, Discard};
 use crate::ike::{Cx, IKE_PORT, IkeSa, News, SaConfig, add_traffic};
 use crate::pki::revocation;
 use crate::plan::Plan;
@@ -402,8 +402,14 @@ impl Client {
             self.shown.no_room += 1;
             return;
         };
+        let marking = established.marking();
+        let mut inner = 0;
+        let write = |room: &mut [u8]| {
+            write(room);
+            inner = esp::ds_field(room);
+        };
         match established.seal(len, write, room, now) {
-            Ok(length) => sink.commit(length),
+            Ok(length) => sink.commit(length, marking.outer(inner)),
             Err(Discard::Exhausted) => self.lose(Cause::Exhausted, now),
             Err(_) => {}
         }

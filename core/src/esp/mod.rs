@@ -4,6 +4,7 @@
 //! direction: no lock, no allocation, no system call and no log per packet. Datagrams are UDP payloads; the
 //! addresses, ports and the non-ESP marker around them are the caller's (RFC 3948).
 
+mod ds;
 mod inbound;
 mod mss;
 mod mtu;
@@ -13,6 +14,7 @@ mod selector;
 #[cfg(test)]
 mod tests;
 
+pub use ds::{Marking, ds_field, take_ecn};
 pub use inbound::Inbound;
 pub use mss::clamp_mss;
 pub use mtu::{MIN_MTU, fragments, inner_mtu, outer_len, too_big};

@@ -20,7 +20,7 @@ use super::rekey_ike::{Heir, Old, RekeyIke};
 use super::resume::{Identities, Ticket, Tickets};
 use super::{Broken, Cx, News, Next, Renewal, SaConfig, State, delete_ike, error_notify, notify, redirect};
 use crate::command::{Cause, Failure, Path, RekeyKind, Stage, Traffic};
-use crate::esp::{Discard, Selectors};
+use crate::esp::{Discard, Marking, Selectors};
 use crate::proposal::{EspSuite, IkeSuite};
 use crate::rng::Rng;
 use crate::timer::{Instant, Timer, UnixTime};
@@ -310,6 +310,11 @@ impl Established {
             self.pmtu.note_packet(packet.len(), now);
         }
         opened
+    }
+
+    /// What the datagrams on the way show of the packets in them.
+    pub(crate) fn marking(&self) -> Marking {
+        self.config.profile.child.marking
     }
 
     /// Seals an inner packet into `out`.

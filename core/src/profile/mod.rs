@@ -15,7 +15,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::crypto::Secret;
-use crate::esp::Limits;
+use crate::esp::{Limits, Marking};
 use crate::pki::{Certificate, PrivateKey};
 use crate::proposal::{EspProposal, IkeProposal};
 
@@ -342,6 +342,8 @@ pub struct ChildConfig {
     pub rekey: Duration,
     /// Octets and packets in one direction after which it is rekeyed, whatever its age.
     pub limits: Limits,
+    /// What of an inner packet's type of service the networks on the way see.
+    pub marking: Marking,
     /// Replace it only with a fresh key exchange (perfect forward secrecy), or not at all.
     pub require_pfs: bool,
     /// Rekey once right after connecting, so that a gateway with other ideas of key exchange is found out then and not

@@ -209,6 +209,8 @@ const SCHEMAS: &[Schema] = &[
             "rekey",
             "rekey_bytes",
             "rekey_packets",
+            "copy_ecn",
+            "copy_dscp",
             "require_pfs",
             "rehearse_rekey",
         ],

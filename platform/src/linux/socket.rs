@@ -17,7 +17,7 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use super::netlink::Netlink;
 use super::{Offloads, fault};
 use crate::batch::{Batch, LONGEST_TRAIN, SLOTS};
-use crate::host::{self, Interface, Way};
+use crate::host::{self, Addressee, Arrival, Interface, Way};
 
 /// The mark of our own sockets (`pere`). Every rule of ours excepts it, so one instance's datagrams do not go into
 /// another's tunnel either. Setting a mark takes `CAP_NET_ADMIN`; a program without it cannot leave beside the tunnel.
@@ -138,6 +138,13 @@ impl Socket {
         {
             tracing::debug!(%error, "datagrams are not merged");
         }
+        let told = match address {
+            SocketAddr::V4(_) => setsockopt(&socket, sockopt::IpRecvTos, &true),
+            SocketAddr::V6(_) => setsockopt(&socket, options::Ipv6RecvTclass, &true),
+        };
+        if let Err(error) = told {
+            tracing::debug!(%error, "congestion marks are not seen");
+        }
         let socket = UdpSocket::from_std(socket.into()).map_err(watch)?;
         let local = socket.local_addr().map_err(watch)?;
         Ok(Self {
@@ -149,9 +156,26 @@ impl Socket {
         })
     }
 
-    /// Sends the octets, with a control message if need be, at once.
-    fn send_now(&self, send: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        match send() {
+    /// Sends a datagram, or a train of them of this stride, at once. Not through the runtime, which believes a new socket
+    /// to be full until its first poll.
+    fn send_now(&self, to: Addressee, octets: &[u8], stride: Option<u16>) -> io::Result<()> {
+        let tos = (to.ds != 0).then_some((to.ds, i32::from(to.ds)));
+        let marked = tos.as_ref().map(|(tos, class)| match to.remote {
+            SocketAddr::V4(_) => ControlMessage::Ipv4Tos(tos),
+            SocketAddr::V6(_) => ControlMessage::Ipv6TClass(class),
+        });
+        let cut = stride.as_ref().map(ControlMessage::UdpGsoSegments);
+        let send = |control: &[ControlMessage<'_>]| {
+            let (socket, octets) = (self.socket.as_raw_fd(), [IoSlice::new(octets)]);
+            let remote = SockaddrStorage::from(to.remote);
+            sendmsg(socket, &octets, control, MsgFlags::empty(), Some(&remote))
+        };
+        let sent = match (marked, cut) {
+            (None, None) => send(&[]),
+            (Some(one), None) | (None, Some(one)) => send(&[one]),
+            (Some(one), Some(other)) => send(&[one, other]),
+        };
+        match sent.map(drop).map_err(io::Error::from) {
             // Full indeed: let `poll_writable` know.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.socket.try_io(Interest::WRITABLE, || Err(error))
@@ -334,7 +358,7 @@ impl host::Socket for Socket {
         self.local
     }
 
-    fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Path>) -> Poll<io::Result<()>> {
+    fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Arrival>) -> Poll<io::Result<()>> {
         let most = if self.merges.get() { MERGED_SLOTS } else { SLOTS };
         let count = batch.free_slots().min(most);
         if count == 0 {
@@ -357,11 +381,13 @@ impl host::Socket for Socket {
                     }
                     let filled = about.get(..filled).unwrap_or_default();
                     self.merges.set(filled.iter().any(|it| it.len > it.stride));
-                    batch.push_slots(
-                        filled
-                            .iter()
-                            .map(|it| (it.len, it.stride, Path::udp(self.local, it.addr))),
-                    );
+                    batch.push_slots(filled.iter().map(|it| {
+                        let arrival = Arrival {
+                            path: Path::udp(self.local, it.addr),
+                            ecn: it.ecn.map_or(0, |ecn| ecn as u8),
+                        };
+                        (it.len, it.stride, arrival)
+                    }));
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -370,34 +396,17 @@ impl host::Socket for Socket {
         }
     }
 
-    fn send(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        // Not through the runtime, which believes a new socket to be full until its first poll.
-        self.send_now(|| {
-            socket2::SockRef::from(&self.socket)
-                .send_to(datagram, &remote.into())
-                .map(drop)
-        })
+    fn send(&self, to: Addressee, datagram: &[u8]) -> io::Result<()> {
+        self.send_now(to, datagram, None)
     }
 
     fn longest_train(&self) -> usize {
         self.segmentation.longest()
     }
 
-    fn send_train(&self, remote: SocketAddr, train: &[u8], stride: usize) -> io::Result<()> {
+    fn send_train(&self, to: Addressee, train: &[u8], stride: usize) -> io::Result<()> {
         let stride = u16::try_from(stride).map_err(io::Error::other)?;
-        let sent = self.send_now(|| {
-            let control = [ControlMessage::UdpGsoSegments(&stride)];
-            let to = SockaddrStorage::from(remote);
-            sendmsg(
-                self.socket.as_raw_fd(),
-                &[IoSlice::new(train)],
-                &control,
-                MsgFlags::empty(),
-                Some(&to),
-            )?;
-            Ok(())
-        });
-        match sent {
+        match self.send_now(to, train, Some(stride)) {
             Ok(()) => self.segmentation.succeeded(),
             Err(error)
                 if matches!(
@@ -419,7 +428,7 @@ impl host::Socket for Socket {
             SocketAddr::V6(_) => setsockopt(&self.socket, options::Ipv6MtuDiscover, &ipv6),
         };
         set(libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE)?;
-        let sent = host::Socket::send(self, remote, datagram);
+        let sent = host::Socket::send(self, remote.into(), datagram);
         set(libc::IP_PMTUDISC_WANT, libc::IPV6_PMTUDISC_WANT)?;
         sent
     }
@@ -456,6 +465,14 @@ mod options {
         libc::IPPROTO_IPV6,
         libc::IPV6_MTU_DISCOVER,
         libc::c_int
+    );
+    sockopt_impl!(
+        /// Whether each datagram's traffic class is told.
+        Ipv6RecvTclass,
+        SetOnly,
+        libc::IPPROTO_IPV6,
+        libc::IPV6_RECVTCLASS,
+        bool
     );
     sockopt_impl!(
         /// The interface by which packets to one host leave, in network byte order.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use peregrine_core::command::{Path, Sink};
 use peregrine_core::crypto::{KeyExchange, Secret};
-use peregrine_core::esp::{Discard, Inbound, Outbound, Selectors};
+use peregrine_core::esp::{Discard, Inbound, Marking, Outbound, Selectors, ds_field};
 use peregrine_core::proposal::{self, EspSuite, IkeProposal, IkeSuite};
 use peregrine_core::rng::Rng;
 use peregrine_core::timer::Instant;
@@ -181,8 +181,13 @@ impl Child {
         let Some(room) = sink.reserve(path, self.outbound.sealed_len(len)) else {
             return;
         };
+        let mut ds = 0;
+        let write = |room: &mut [u8]| {
+            write(room);
+            ds = Marking::default().outer(ds_field(room));
+        };
         if let Ok(len) = self.outbound.seal_written(len, write, room) {
-            sink.commit(len);
+            sink.commit(len, ds);
         }
     }
 

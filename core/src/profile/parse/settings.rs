@@ -13,7 +13,7 @@ use super::super::reader::{self, Fault, Section, fault};
 use super::super::value::{duration, duration_text, host_name, network};
 use super::super::{ChildConfig, DnsPolicy, IkeConfig, NetworkConfig, RedirectTarget, Redirects};
 use super::Parser;
-use crate::esp::Limits;
+use crate::esp::{Limits, Marking};
 use crate::proposal::{EspProposal, IkeProposal, ProposalError, default_esp, default_ike};
 
 /// The ages at which an SA may be replaced, in seconds.
@@ -154,6 +154,10 @@ impl<'t> Parser<'t, '_> {
                 |_, value| reader::large_number(value, LEAST_PACKETS..=Limits::MOST_PACKETS),
             ),
         };
+        let marking = Marking {
+            copy_ecn: self.switch(section, "copy_ecn", true),
+            copy_dscp: self.switch(section, "copy_dscp", false),
+        };
         let require_pfs = self.switch(section, "require_pfs", false);
         if require_pfs && proposals.iter().any(|proposal| proposal.key_exchanges.is_empty()) {
             let message = "needs a key exchange method in every one of `child.proposals`, such as `x25519`";
@@ -167,6 +171,7 @@ impl<'t> Parser<'t, '_> {
             exclude,
             rekey,
             limits,
+            marking,
             require_pfs,
             rehearse,
         }
