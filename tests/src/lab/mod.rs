@@ -218,7 +218,13 @@ impl Lab {
     /// Starts to capture what passes an interface of a place.
     pub fn capture(&self, place: &str, interface: &str) -> Capture {
         let path = self.file("capture.pcap", "");
-        Capture::start(self.command(place, "tcpdump"), interface, path)
+        Capture::start(self.command(place, "tcpdump"), interface, path, "0")
+    }
+
+    /// The same, but only the beginnings of frames, with their headers: many more of these find room until they are written.
+    pub fn capture_headers(&self, place: &str, interface: &str) -> Capture {
+        let path = self.file("capture.pcap", "");
+        Capture::start(self.command(place, "tcpdump"), interface, path, "128")
     }
 }
 

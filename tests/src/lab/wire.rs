@@ -11,6 +11,8 @@ use super::{finish, text, wait};
 /// A capture that runs until it is ended.
 pub struct Capture {
     tcpdump: Child,
+    /// What it says when it ends.
+    rest: Option<std::thread::JoinHandle<String>>,
     path: PathBuf,
 }
 
@@ -35,7 +37,7 @@ pub enum Frame {
 }
 
 impl Capture {
-    pub(super) fn start(mut command: Command, interface: &str, path: PathBuf) -> Self {
+    pub(super) fn start(mut command: Command, interface: &str, path: PathBuf, octets: &str) -> Self {
         let mut tcpdump = command
             .args([
                 "-i",
@@ -43,10 +45,13 @@ impl Capture {
                 "-n",
                 "-U",
                 "--immediate-mode",
+                // KiB.
+                "-B",
+                "65536",
                 "-Z",
                 "root",
                 "-s",
-                "0",
+                octets,
                 "-w",
             ])
             .arg(&path)
@@ -62,8 +67,12 @@ impl Capture {
             lines.any(|line| line.contains("listening on")),
             "tcpdump does not listen on {interface}"
         );
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { tcpdump, path }
+        let rest = std::thread::spawn(move || lines.collect::<Vec<_>>().join("\n"));
+        Self {
+            tcpdump,
+            rest: Some(rest),
+            path,
+        }
     }
 
     /// Ends the capture and returns its file.
@@ -79,6 +88,11 @@ impl Capture {
         assert!(
             wait(&mut self.tcpdump, Duration::from_secs(10)).is_some(),
             "tcpdump does not end"
+        );
+        let said = self.rest.take().and_then(|it| it.join().ok()).unwrap_or_default();
+        assert!(
+            said.contains("\n0 packets dropped by kernel"),
+            "what tcpdump missed proves nothing: {said}"
         );
         self.path.clone()
     }
