@@ -131,7 +131,13 @@ fn by_the_name_of_the_gateway(lab: &Lab) {
 }
 
 fn esp(lab: &Lab, keywords: &str, in_the_gateways_words: &str) {
-    let (_, sas) = through(lab, &certificate().esp_proposals(&[keywords]));
+    let (status, sas) = through(lab, &certificate().esp_proposals(&[keywords]));
+    let notes = status["notes"].to_string();
+    assert_eq!(
+        notes.contains("takes about ten times"),
+        keywords.contains("-sha"),
+        "{notes}"
+    );
     assert!(sas.contains(&format!("ESP:{in_the_gateways_words}")), "{sas}");
 }
 
