@@ -13,6 +13,7 @@ mod socket;
 mod state;
 mod sysctl;
 mod tun;
+mod udp;
 
 use std::fs::File;
 use std::future::Future;
@@ -36,9 +37,10 @@ use self::machine::{Machine, Made};
 use self::netlink::Netlink;
 pub use self::network::Changes;
 use self::network::Gateways;
-pub use self::socket::{Socket, Stream};
+pub use self::socket::Stream;
 pub use self::state::StateDirectories;
 pub use self::tun::Tun;
+pub use self::udp::Socket;
 use crate::clock::Clock;
 use crate::host::{Applied, Host, Way};
 

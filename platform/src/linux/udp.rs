@@ -1,0 +1,269 @@
+//! UDP sockets that are never routed into our own tunnel, each on one way.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
+use std::task::{Context, Poll, ready};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
+use peregrine_core::command::{HostFault, Path};
+use quinn_udp::{RecvMeta, UdpSocketState};
+use socket2::{Domain, Protocol, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+use super::socket::{keep_to, marked_udp, options, source};
+use super::{Offloads, fault};
+use crate::batch::{Batch, LONGEST_TRAIN, SLOTS};
+use crate::host::{self, Addressee, Arrival, Interface, Way};
+
+/// 10 Gbit/s for 10 ms.
+const RECEIVE_BUFFER: usize = 16 << 20;
+const SEND_BUFFER: usize = 2 << 20;
+
+/// How many slots are filled with one system call while the kernel merges datagrams, so that they stay in the
+/// processor's cache.
+const MERGED_SLOTS: usize = 8;
+
+/// How often the pause doubles after which a train is tried again: up to 65,536 datagrams.
+const MOST_DOUBLINGS: u32 = 10;
+
+/// An unconnected, marked UDP socket.
+#[derive(Debug)]
+pub struct Socket {
+    socket: UdpSocket,
+    local: SocketAddr,
+    state: UdpSocketState,
+    segmentation: Segmentation,
+    /// The kernel merged datagrams when they were last read.
+    merges: Cell<bool>,
+}
+
+/// Whether the kernel is given datagrams in trains to be cut (`UDP_SEGMENT`, since Linux 4.18).
+///
+/// A network card may refuse a train that the kernel took for possible, or a datagram of it may be larger than the path
+/// that the kernel knows, which only goes alone. Neither says whether the next train is refused too.
+#[derive(Debug)]
+struct Segmentation {
+    wanted: bool,
+    /// How many trains were refused in a row.
+    failures: Cell<u32>,
+    /// How many datagrams are to go one by one before the next train is tried.
+    skipped: Cell<usize>,
+}
+
+impl Segmentation {
+    const fn new(wanted: bool) -> Self {
+        Self {
+            wanted,
+            failures: Cell::new(0),
+            skipped: Cell::new(0),
+        }
+    }
+
+    /// How many datagrams the next train may have.
+    fn longest(&self) -> usize {
+        match self.skipped.get() {
+            _ if !self.wanted => 1,
+            0 => LONGEST_TRAIN,
+            skipped => {
+                self.skipped.set(skipped - 1);
+                1
+            }
+        }
+    }
+
+    fn succeeded(&self) {
+        self.failures.set(0);
+    }
+
+    fn failed(&self, error: &io::Error) {
+        let failures = self.failures.get();
+        if failures == 0 {
+            tracing::debug!(%error, "datagrams are not taken in one piece; they are sent one by one for a while");
+        }
+        self.failures.set(failures + 1);
+        self.skipped.set(LONGEST_TRAIN << failures.min(MOST_DOUBLINGS));
+    }
+}
+
+impl Socket {
+    /// A socket on `way`, on a port of the kernel's choosing.
+    pub(super) fn open(way: &Way, offloads: Offloads) -> Result<Self, HostFault> {
+        Self::bind(source(way), way.interface.as_ref(), offloads)
+    }
+
+    /// A socket at this address and port.
+    pub(super) fn bind(
+        address: SocketAddr,
+        interface: Option<&Interface>,
+        offloads: Offloads,
+    ) -> Result<Self, HostFault> {
+        let socket =
+            marked_udp(address).map_err(|error| fault("open a UDP socket beside the tunnel", error))?;
+        // The kernel counts its own overhead too and doubles what is asked for. The forced size goes beyond
+        // net.core.rmem_max; without the privilege the plain one has to do.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            let _smaller = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+        }
+        if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+            let _smaller = socket.set_send_buffer_size(SEND_BUFFER);
+        }
+        if let Some(interface) = interface {
+            keep_to(&socket, interface, address)
+                .map_err(|error| fault(format!("send by {}", interface.name), error))?;
+        }
+        let watch = |error| fault("watch a UDP socket", error);
+        socket
+            .bind(&address.into())
+            .map_err(|error| fault(format!("send from {}", address.ip()), error))?;
+        let state = reader(address).map_err(watch)?;
+        // Since Linux 5.0; without it datagrams come one by one.
+        if offloads.udp_gro
+            && let Err(error) = setsockopt(&socket, sockopt::UdpGroSegment, &true)
+        {
+            tracing::debug!(%error, "datagrams are not merged");
+        }
+        let told = match address {
+            SocketAddr::V4(_) => setsockopt(&socket, sockopt::IpRecvTos, &true),
+            SocketAddr::V6(_) => setsockopt(&socket, options::Ipv6RecvTclass, &true),
+        };
+        if let Err(error) = told {
+            tracing::debug!(%error, "congestion marks are not seen");
+        }
+        let socket = UdpSocket::from_std(socket.into()).map_err(watch)?;
+        let local = socket.local_addr().map_err(watch)?;
+        Ok(Self {
+            socket,
+            local,
+            segmentation: Segmentation::new(offloads.udp_gso && state.max_gso_segments() > 1),
+            state,
+            merges: Cell::new(false),
+        })
+    }
+
+    /// Sends a datagram, or a train of them of this stride, at once. Not through the runtime, which believes a new socket
+    /// to be full until its first poll.
+    fn send_now(&self, to: Addressee, octets: &[u8], stride: Option<u16>) -> io::Result<()> {
+        let tos = (to.ds != 0).then_some((to.ds, i32::from(to.ds)));
+        let marked = tos.as_ref().map(|(tos, class)| match to.remote {
+            SocketAddr::V4(_) => ControlMessage::Ipv4Tos(tos),
+            SocketAddr::V6(_) => ControlMessage::Ipv6TClass(class),
+        });
+        let cut = stride.as_ref().map(ControlMessage::UdpGsoSegments);
+        let send = |control: &[ControlMessage<'_>]| {
+            let (socket, octets) = (self.socket.as_raw_fd(), [IoSlice::new(octets)]);
+            let remote = SockaddrStorage::from(to.remote);
+            sendmsg(socket, &octets, control, MsgFlags::empty(), Some(&remote))
+        };
+        let sent = match (marked, cut) {
+            (None, None) => send(&[]),
+            (Some(one), None) | (None, Some(one)) => send(&[one]),
+            (Some(one), Some(other)) => send(&[one, other]),
+        };
+        match sent.map(drop).map_err(io::Error::from) {
+            // Full indeed: let `poll_writable` know.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.socket.try_io(Interest::WRITABLE, || Err(error))
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
+                Err(io::Error::new(io::ErrorKind::NetworkDown, error))
+            }
+            sent => sent,
+        }
+    }
+}
+
+/// What reads sockets of the address's family. It sets a socket up for QUIC, and some of that cannot be taken back (the
+/// kernel then notes the time of every packet that the machine receives): so it is given one that is closed at once. It keeps
+/// nothing of it but what the kernel is able to do.
+fn reader(address: SocketAddr) -> io::Result<UdpSocketState> {
+    let scratch = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    UdpSocketState::new((&scratch).into())
+}
+
+impl host::Socket for Socket {
+    fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Arrival>) -> Poll<io::Result<()>> {
+        let most = if self.merges.get() { MERGED_SLOTS } else { SLOTS };
+        let count = batch.free_slots().min(most);
+        if count == 0 {
+            return Poll::Pending;
+        }
+        let mut about = [RecvMeta::default(); SLOTS];
+        loop {
+            ready!(self.socket.poll_recv_ready(cx))?;
+            let read = self.socket.try_io(Interest::READABLE, || {
+                let mut free = batch.slots();
+                let mut slots: [_; SLOTS] =
+                    std::array::from_fn(|_| IoSliceMut::new(free.next().unwrap_or_default()));
+                let slots = slots.get_mut(..count).unwrap_or_default();
+                self.state.recv((&self.socket).into(), slots, &mut about)
+            });
+            match read {
+                Ok(filled) => {
+                    if filled == count {
+                        batch.note_flood();
+                    }
+                    let filled = about.get(..filled).unwrap_or_default();
+                    self.merges.set(filled.iter().any(|it| it.len > it.stride));
+                    batch.push_slots(filled.iter().map(|it| {
+                        let arrival = Arrival {
+                            path: Path::udp(self.local, it.addr),
+                            ecn: it.ecn.map_or(0, |ecn| ecn as u8),
+                        };
+                        (it.len, it.stride, arrival)
+                    }));
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn send(&self, to: Addressee, datagram: &[u8]) -> io::Result<()> {
+        self.send_now(to, datagram, None)
+    }
+
+    fn longest_train(&self) -> usize {
+        self.segmentation.longest()
+    }
+
+    fn send_train(&self, to: Addressee, train: &[u8], stride: usize) -> io::Result<()> {
+        let stride = u16::try_from(stride).map_err(io::Error::other)?;
+        match self.send_now(to, train, Some(stride)) {
+            Ok(()) => self.segmentation.succeeded(),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)
+                ) =>
+            {
+                self.segmentation.failed(&error);
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn send_whole(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        let set = |ipv4, ipv6| match remote {
+            SocketAddr::V4(_) => setsockopt(&self.socket, options::MtuDiscover, &ipv4),
+            SocketAddr::V6(_) => setsockopt(&self.socket, options::Ipv6MtuDiscover, &ipv6),
+        };
+        set(libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE)?;
+        let sent = host::Socket::send(self, remote.into(), datagram);
+        set(libc::IP_PMTUDISC_WANT, libc::IPV6_PMTUDISC_WANT)?;
+        sent
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_send_ready(cx)
+    }
+}
