@@ -241,6 +241,12 @@ pub trait Socket {
         self.send(to, train)
     }
 
+    /// From now on nearly all datagrams come from and go to this host, until another one is named. Nothing changes but what
+    /// they cost.
+    fn settle(&self, remote: SocketAddr) {
+        let _any = remote;
+    }
+
     /// Sends one datagram that neither this machine nor a router may fragment, whatever path MTU this machine
     /// believes in. The same as [`Self::send`] where that is so with every datagram.
     ///

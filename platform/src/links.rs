@@ -24,7 +24,7 @@ pub struct Links<S, C> {
     /// Where the last reserved room is, and whither.
     reserved: Option<Reserved>,
     /// What a packet of the tunnel was meant for last.
-    latest: Option<Endpoint>,
+    latest: Option<Path>,
     /// Grows with each use of a link.
     uses: u64,
     /// Whose turn it is to be read first.
@@ -250,13 +250,13 @@ impl<S: Socket, C: Stream> Links<S, C> {
         match latest.transport {
             Transport::Udp => {
                 let mut list = self.list.iter();
-                list.find(|link| link.local == latest.address)
+                list.find(|link| link.local == latest.local)
                     .is_none_or(|link| link.queue.is_empty())
             }
             Transport::Tcp => {
                 let mut connections = self.connections.iter();
                 connections
-                    .find(|it| it.path.socket() == latest)
+                    .find(|it| it.path.socket() == latest.socket())
                     .is_none_or(Connection::is_idle)
             }
         }
@@ -382,7 +382,14 @@ impl<S: Socket> Link<S> {
 
 impl<S: Socket, C: Stream> Sink for Links<S, C> {
     fn reserve(&mut self, path: Path, len: usize) -> Option<&mut [u8]> {
-        self.latest = Some(path.socket());
+        if self.latest != Some(path) {
+            self.latest = Some(path);
+            if let Some(link) = self.position(path.local).and_then(|index| self.list.get(index))
+                && !path.is_tcp()
+            {
+                link.socket.settle(path.remote);
+            }
+        }
         self.room(path, len)
     }
 
@@ -455,6 +462,7 @@ mod tests {
     struct Wire {
         sent: Vec<Vec<u8>>,
         fields: Vec<u8>,
+        settled: Vec<SocketAddr>,
         /// How many of them must not be fragmented.
         whole: usize,
         room: usize,
@@ -548,6 +556,10 @@ mod tests {
                 self.send(to, datagram)?;
             }
             Ok(())
+        }
+
+        fn settle(&self, remote: SocketAddr) {
+            self.wire.borrow_mut().settled.push(remote);
         }
 
         fn send_whole(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
@@ -741,6 +753,20 @@ mod tests {
         links.flush();
         assert_eq!(fakes[0].sent(), numbered(11));
         assert_eq!(fakes[0].wire.borrow().trains, [4, 4, 3]);
+    }
+
+    #[test]
+    fn a_socket_settles_on_where_the_tunnel_leads_once() {
+        let (mut links, fakes) = links(2);
+        let elsewhere: SocketAddr = "192.0.2.7:4500".parse().unwrap();
+        assert!(links.queue(&transmit(&fakes[0], b"IKE alone settles nothing")));
+        for (fake, remote) in [(0, GATEWAY), (0, GATEWAY), (0, "192.0.2.7:4500"), (1, GATEWAY)] {
+            let path = Path::udp(fakes[fake].local, remote.parse().unwrap());
+            seal(&mut links, path, b"packet");
+        }
+        let gateway: SocketAddr = GATEWAY.parse().unwrap();
+        assert_eq!(fakes[0].wire.borrow().settled, [gateway, elsewhere]);
+        assert_eq!(fakes[1].wire.borrow().settled, [gateway]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use peregrine_core::command::HostFault;
 use peregrine_core::timer::Instant;
 use tokio::io::unix::AsyncFd;
 
-use super::{fault, watch};
+use super::{READING, fault, watch};
 use crate::clock;
 
 /// The present instant since boot, sleep included.
@@ -55,7 +55,7 @@ impl Alarm {
         .map_err(|error| fault("make a timer", error))?;
         let file = timer.as_fd().try_clone_to_owned().map(File::from);
         let expiry = file
-            .and_then(watch)
+            .and_then(|it| watch(it, READING))
             .map_err(|error| fault("watch a timer", error))?;
         Ok(Self {
             timer,

@@ -15,10 +15,10 @@ mod sysctl;
 mod tun;
 mod udp;
 
-use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -336,10 +336,11 @@ fn look_up(
 /// What to wait for before reading. The kernel reports a deleted device as an error alone, without anything to read.
 const READING: Interest = Interest::READABLE.add(Interest::ERROR);
 
-/// Registers a descriptor that does not block with the runtime of the calling task, for reading.
-fn watch(file: File) -> io::Result<AsyncFd<File>> {
-    // SAFETY: a `File` owns its descriptor, returns the same one for as long as it lives, and the `AsyncFd` owns it.
-    let watched = unsafe { AsyncFd::register_with_interest(file, READING) };
+/// Registers a descriptor that does not block with the runtime of the calling task.
+fn watch<T: AsRawFd + Into<OwnedFd>>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: what can become an `OwnedFd` owns its descriptor (here: files and sockets), returns the same one for as long as
+    // it lives, and the `AsyncFd` owns it.
+    let watched = unsafe { AsyncFd::register_with_interest(owner, interest) };
     watched.map_err(|error| error.into_parts().1)
 }
 

@@ -210,7 +210,7 @@ impl Monitor {
     fn new(config: &Config, shared: Arc<Shared>, jobs: mpsc::Sender<Job>) -> Result<Self, HostFault> {
         let failed = |error| fault("listen to the kernel about networks", error);
         Ok(Self {
-            kernel: subscribe().and_then(watch).map_err(failed)?,
+            kernel: subscribe().and_then(|it| watch(it, READING)).map_err(failed)?,
             buffer: vec![0; BUFFER],
             netlink: Netlink::open().map_err(failed)?,
             shared,

@@ -154,7 +154,7 @@ impl Tun {
     /// Registers a device with the runtime of the calling task.
     pub(super) fn new(queue: Queue) -> Result<Self, HostFault> {
         Ok(Self {
-            file: watch(queue.file).map_err(|error| fault("watch the tunnel device", error))?,
+            file: watch(queue.file, READING).map_err(|error| fault("watch the tunnel device", error))?,
             has_header: queue.has_header,
             offers: queue.offers,
         })

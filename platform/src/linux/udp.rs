@@ -1,9 +1,9 @@
 //! UDP sockets that are never routed into our own tunnel, each on one way.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::task::{Context, Poll, ready};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
@@ -11,10 +11,10 @@ use peregrine_core::command::{HostFault, Path};
 use quinn_udp::{RecvMeta, UdpSocketState};
 use socket2::{Domain, Protocol, Type};
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::io::unix::AsyncFd;
 
 use super::socket::{keep_to, marked_udp, options, source};
-use super::{Offloads, fault};
+use super::{Offloads, READING, fault, watch};
 use crate::batch::{Batch, LONGEST_TRAIN, SLOTS};
 use crate::host::{self, Addressee, Arrival, Interface, Way};
 
@@ -32,12 +32,33 @@ const MOST_DOUBLINGS: u32 = 10;
 /// An unconnected, marked UDP socket.
 #[derive(Debug)]
 pub struct Socket {
-    socket: UdpSocket,
+    socket: AsyncFd<socket2::Socket>,
     local: SocketAddr,
+    interface: Option<Interface>,
+    offloads: Offloads,
+    flow: RefCell<Option<Flow>>,
+    was_flow_first: Cell<bool>,
+    full: RefCell<Option<Full>>,
     state: UdpSocketState,
     segmentation: Segmentation,
     /// The kernel merged datagrams when they were last read.
     merges: Cell<bool>,
+}
+
+/// A second socket of the same address and port, connected to the host that nearly all datagrams come from and go to: the
+/// kernel then looks up no route for each of them. Datagrams of other hosts come to the first one as before.
+#[derive(Debug)]
+struct Flow {
+    socket: AsyncFd<socket2::Socket>,
+    remote: SocketAddr,
+}
+
+/// What waits for a socket to have room again. It is there only while it waits, as the kernel otherwise wakes the runtime
+/// for every datagram that has left.
+#[derive(Debug)]
+struct Full {
+    of: RawFd,
+    copy: AsyncFd<socket2::Socket>,
 }
 
 /// Whether the kernel is given datagrams in trains to be cut (`UDP_SEGMENT`, since Linux 4.18).
@@ -100,62 +121,71 @@ impl Socket {
         interface: Option<&Interface>,
         offloads: Offloads,
     ) -> Result<Self, HostFault> {
-        let socket =
-            marked_udp(address).map_err(|error| fault("open a UDP socket beside the tunnel", error))?;
-        // The kernel counts its own overhead too and doubles what is asked for. The forced size goes beyond
-        // net.core.rmem_max; without the privilege the plain one has to do.
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            let _smaller = socket.set_recv_buffer_size(RECEIVE_BUFFER);
-        }
-        if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
-            let _smaller = socket.set_send_buffer_size(SEND_BUFFER);
-        }
-        if let Some(interface) = interface {
-            keep_to(&socket, interface, address)
-                .map_err(|error| fault(format!("send by {}", interface.name), error))?;
-        }
-        let watch = |error| fault("watch a UDP socket", error);
-        socket
-            .bind(&address.into())
-            .map_err(|error| fault(format!("send from {}", address.ip()), error))?;
-        let state = reader(address).map_err(watch)?;
-        // Since Linux 5.0; without it datagrams come one by one.
-        if offloads.udp_gro
-            && let Err(error) = setsockopt(&socket, sockopt::UdpGroSegment, &true)
-        {
-            tracing::debug!(%error, "datagrams are not merged");
-        }
-        let told = match address {
-            SocketAddr::V4(_) => setsockopt(&socket, sockopt::IpRecvTos, &true),
-            SocketAddr::V6(_) => setsockopt(&socket, options::Ipv6RecvTclass, &true),
-        };
-        if let Err(error) = told {
-            tracing::debug!(%error, "congestion marks are not seen");
-        }
-        let socket = UdpSocket::from_std(socket.into()).map_err(watch)?;
-        let local = socket.local_addr().map_err(watch)?;
+        let socket = prepare(address, interface, offloads, false)?;
+        let watching = |error| fault("watch a UDP socket", error);
+        let local = socket.local_addr().map_err(watching)?.as_socket();
+        let local = local.ok_or_else(|| fault("watch a UDP socket", "no Internet address"))?;
+        let state = reader(address).map_err(watching)?;
         Ok(Self {
-            socket,
+            socket: watch(socket, READING).map_err(watching)?,
             local,
+            interface: interface.cloned(),
+            flow: RefCell::new(None),
+            was_flow_first: Cell::new(false),
+            full: RefCell::new(None),
             segmentation: Segmentation::new(offloads.udp_gso && state.max_gso_segments() > 1),
+            offloads,
             state,
             merges: Cell::new(false),
         })
     }
 
-    /// Sends a datagram, or a train of them of this stride, at once. Not through the runtime, which believes a new socket
-    /// to be full until its first poll.
+    /// Another socket of the same address and port, connected to `remote`.
+    fn connect(&self, remote: SocketAddr) -> Result<Flow, HostFault> {
+        let failed = |error| fault(format!("open a UDP socket for {remote}"), error);
+        // Only now, and not before it had its port: or the kernel may have chosen one that a socket of somebody else has.
+        let first = self.socket.get_ref();
+        first.set_reuse_port(true).map_err(failed)?;
+        let socket = prepare(self.local, self.interface.as_ref(), self.offloads, true)?;
+        socket.connect(&remote.into()).map_err(failed)?;
+        let socket = watch(socket, READING).map_err(failed)?;
+        Ok(Flow { socket, remote })
+    }
+
+    /// Sends a datagram, or a train of them of this stride, at once.
     fn send_now(&self, to: Addressee, octets: &[u8], stride: Option<u16>) -> io::Result<()> {
+        if let Some(flow) = &*self.flow.borrow()
+            && flow.remote == to.remote
+        {
+            let send = || self.send_by(flow.socket.get_ref(), None, to, octets, stride);
+            return match send() {
+                // A connected socket tells what became of an earlier datagram, once, and does not send this one (udp(7)).
+                // Whoever wants to can forge that.
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => send(),
+                sent => sent,
+            };
+        }
+        let remote = SockaddrStorage::from(to.remote);
+        self.send_by(self.socket.get_ref(), Some(&remote), to, octets, stride)
+    }
+
+    fn send_by(
+        &self,
+        socket: &socket2::Socket,
+        remote: Option<&SockaddrStorage>,
+        to: Addressee,
+        octets: &[u8],
+        stride: Option<u16>,
+    ) -> io::Result<()> {
         let tos = (to.ds != 0).then_some((to.ds, i32::from(to.ds)));
         let marked = tos.as_ref().map(|(tos, class)| match to.remote {
             SocketAddr::V4(_) => ControlMessage::Ipv4Tos(tos),
             SocketAddr::V6(_) => ControlMessage::Ipv6TClass(class),
         });
         let cut = stride.as_ref().map(ControlMessage::UdpGsoSegments);
+        let octets = [IoSlice::new(octets)];
         let send = |control: &[ControlMessage<'_>]| {
-            let (socket, octets) = (self.socket.as_raw_fd(), [IoSlice::new(octets)]);
-            let remote = SockaddrStorage::from(to.remote);
-            sendmsg(socket, &octets, control, MsgFlags::empty(), Some(&remote))
+            sendmsg(socket.as_raw_fd(), &octets, control, MsgFlags::empty(), remote)
         };
         let sent = match (marked, cut) {
             (None, None) => send(&[]),
@@ -163,9 +193,9 @@ impl Socket {
             (Some(one), Some(other)) => send(&[one, other]),
         };
         match sent.map(drop).map_err(io::Error::from) {
-            // Full indeed: let `poll_writable` know.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.socket.try_io(Interest::WRITABLE, || Err(error))
+                self.wait_for_room(socket)?;
+                Err(error)
             }
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
                 Err(io::Error::new(io::ErrorKind::NetworkDown, error))
@@ -173,6 +203,106 @@ impl Socket {
             sent => sent,
         }
     }
+
+    /// Lets [`host::Socket::poll_writable`] be ready when this socket has room.
+    fn wait_for_room(&self, socket: &socket2::Socket) -> io::Result<()> {
+        let mut full = self.full.borrow_mut();
+        if full.as_ref().is_none_or(|full| full.of != socket.as_raw_fd()) {
+            // Another descriptor of the same socket, since the runtime asks for one thing of each.
+            let copy = watch(socket.try_clone()?, Interest::WRITABLE)?;
+            let of = socket.as_raw_fd();
+            *full = Some(Full { of, copy });
+        }
+        Ok(())
+    }
+
+    /// Reads what one of the two sockets has.
+    fn poll_one(
+        &self,
+        socket: &AsyncFd<socket2::Socket>,
+        cx: &mut Context<'_>,
+        batch: &mut Batch<Arrival>,
+    ) -> Poll<io::Result<()>> {
+        let most = if self.merges.get() { MERGED_SLOTS } else { SLOTS };
+        let count = batch.free_slots().min(most);
+        if count == 0 {
+            return Poll::Pending;
+        }
+        let mut about = [RecvMeta::default(); SLOTS];
+        loop {
+            let mut ready = ready!(socket.poll_read_ready(cx))?;
+            let read = ready.try_io(|socket| {
+                let mut free = batch.slots();
+                let mut slots: [_; SLOTS] =
+                    std::array::from_fn(|_| IoSliceMut::new(free.next().unwrap_or_default()));
+                let slots = slots.get_mut(..count).unwrap_or_default();
+                self.state.recv(socket.get_ref().into(), slots, &mut about)
+            });
+            match read {
+                Ok(Ok(filled)) => {
+                    if filled == count {
+                        batch.note_flood();
+                    }
+                    let filled = about.get(..filled).unwrap_or_default();
+                    self.merges.set(filled.iter().any(|it| it.len > it.stride));
+                    batch.push_slots(filled.iter().map(|it| {
+                        let arrival = Arrival {
+                            path: Path::udp(self.local, it.addr),
+                            ecn: it.ecn.map_or(0, |ecn| ecn as u8),
+                        };
+                        (it.len, it.stride, arrival)
+                    }));
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+/// A marked UDP socket at this address and port; `is_second` if another one of ours has both.
+fn prepare(
+    address: SocketAddr,
+    interface: Option<&Interface>,
+    offloads: Offloads,
+    is_second: bool,
+) -> Result<socket2::Socket, HostFault> {
+    let socket = marked_udp(address).map_err(|error| fault("open a UDP socket beside the tunnel", error))?;
+    // The kernel counts its own overhead too and doubles what is asked for. The forced size goes beyond
+    // net.core.rmem_max; without the privilege the plain one has to do.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        let _smaller = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    }
+    if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+        let _smaller = socket.set_send_buffer_size(SEND_BUFFER);
+    }
+    if let Some(interface) = interface {
+        keep_to(&socket, interface, address)
+            .map_err(|error| fault(format!("send by {}", interface.name), error))?;
+    }
+    if is_second {
+        socket
+            .set_reuse_port(true)
+            .map_err(|error| fault("share a UDP port", error))?;
+    }
+    socket
+        .bind(&address.into())
+        .map_err(|error| fault(format!("send from {}", address.ip()), error))?;
+    // Since Linux 5.0; without it datagrams come one by one.
+    if offloads.udp_gro
+        && let Err(error) = setsockopt(&socket, sockopt::UdpGroSegment, &true)
+    {
+        tracing::debug!(%error, "datagrams are not merged");
+    }
+    let told = match address {
+        SocketAddr::V4(_) => setsockopt(&socket, sockopt::IpRecvTos, &true),
+        SocketAddr::V6(_) => setsockopt(&socket, options::Ipv6RecvTclass, &true),
+    };
+    if let Err(error) = told {
+        tracing::debug!(%error, "congestion marks are not seen");
+    }
+    Ok(socket)
 }
 
 /// What reads sockets of the address's family. It sets a socket up for QUIC, and some of that cannot be taken back (the
@@ -189,40 +319,44 @@ impl host::Socket for Socket {
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Arrival>) -> Poll<io::Result<()>> {
-        let most = if self.merges.get() { MERGED_SLOTS } else { SLOTS };
-        let count = batch.free_slots().min(most);
-        if count == 0 {
-            return Poll::Pending;
-        }
-        let mut about = [RecvMeta::default(); SLOTS];
-        loop {
-            ready!(self.socket.poll_recv_ready(cx))?;
-            let read = self.socket.try_io(Interest::READABLE, || {
-                let mut free = batch.slots();
-                let mut slots: [_; SLOTS] =
-                    std::array::from_fn(|_| IoSliceMut::new(free.next().unwrap_or_default()));
-                let slots = slots.get_mut(..count).unwrap_or_default();
-                self.state.recv((&self.socket).into(), slots, &mut about)
-            });
-            match read {
-                Ok(filled) => {
-                    if filled == count {
-                        batch.note_flood();
-                    }
-                    let filled = about.get(..filled).unwrap_or_default();
-                    self.merges.set(filled.iter().any(|it| it.len > it.stride));
-                    batch.push_slots(filled.iter().map(|it| {
-                        let arrival = Arrival {
-                            path: Path::udp(self.local, it.addr),
-                            ecn: it.ecn.map_or(0, |ecn| ecn as u8),
-                        };
-                        (it.len, it.stride, arrival)
-                    }));
-                    return Poll::Ready(Ok(()));
+        let flow = self.flow.borrow();
+        // Another one first each time, so that a flood on one leaves room for the other.
+        let is_flow_first = !self.was_flow_first.replace(!self.was_flow_first.get());
+        let mut polled = Poll::Pending;
+        for is_flow in [is_flow_first, !is_flow_first] {
+            let socket = if is_flow {
+                flow.as_ref().map(|flow| &flow.socket)
+            } else {
+                Some(&self.socket)
+            };
+            let Some(socket) = socket else { continue };
+            match self.poll_one(socket, cx, batch) {
+                // What the network says to a connected socket is no more than a rumour.
+                Poll::Ready(Err(error)) if is_flow => {
+                    tracing::debug!(local = %self.local, %error, "the network reports");
+                    polled = Poll::Ready(Ok(()));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+                Poll::Pending => {}
+                read @ Poll::Ready(_) => polled = read,
             }
+        }
+        polled
+    }
+
+    fn settle(&self, remote: SocketAddr) {
+        let mut flow = self.flow.borrow_mut();
+        let result = match &mut *flow {
+            Some(flow) if flow.remote == remote => return,
+            Some(flow) => {
+                flow.remote = remote;
+                let connected = flow.socket.get_ref().connect(&remote.into());
+                connected.map_err(|error| fault(format!("send to {remote} only"), error))
+            }
+            none => self.connect(remote).map(|flow| *none = Some(flow)),
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "datagrams go by the first socket");
+            *flow = None;
         }
     }
 
@@ -254,16 +388,28 @@ impl host::Socket for Socket {
 
     fn send_whole(&self, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
         let set = |ipv4, ipv6| match remote {
-            SocketAddr::V4(_) => setsockopt(&self.socket, options::MtuDiscover, &ipv4),
-            SocketAddr::V6(_) => setsockopt(&self.socket, options::Ipv6MtuDiscover, &ipv6),
+            SocketAddr::V4(_) => setsockopt(self.socket.get_ref(), options::MtuDiscover, &ipv4),
+            SocketAddr::V6(_) => setsockopt(self.socket.get_ref(), options::Ipv6MtuDiscover, &ipv6),
         };
         set(libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE)?;
-        let sent = host::Socket::send(self, remote.into(), datagram);
+        let whole = self.send_by(
+            self.socket.get_ref(),
+            Some(&remote.into()),
+            remote.into(),
+            datagram,
+            None,
+        );
         set(libc::IP_PMTUDISC_WANT, libc::IPV6_PMTUDISC_WANT)?;
-        sent
+        whole
     }
 
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_send_ready(cx)
+        let mut full = self.full.borrow_mut();
+        if let Some(Full { copy, .. }) = &*full {
+            let ready = ready!(copy.poll_write_ready(cx)).map(drop);
+            *full = None;
+            return Poll::Ready(ready);
+        }
+        Poll::Ready(Ok(()))
     }
 }

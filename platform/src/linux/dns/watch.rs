@@ -13,7 +13,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
 
 use super::{DnsSystem, file};
-use crate::linux::watch;
+use crate::linux::{READING, watch};
 
 /// Watches the folders of the file and of what it is a link to: a file that is replaced is another file.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Watch {
         let file = inotify.as_fd().try_clone_to_owned().map(File::from)?;
         let mut watching = Self {
             inotify,
-            ready: watch(file)?,
+            ready: watch(file, READING)?,
             resolv_conf: resolv_conf.to_owned(),
             names: BTreeSet::new(),
         };

@@ -1,0 +1,133 @@
+//! A socket that has settled on one host is one for all others too.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+mod common;
+
+use std::future::poll_fn;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use common::{Files, config_in, in_namespace};
+use peregrine_platform::batch::Batch;
+use peregrine_platform::host::{Host as _, Socket as _};
+use peregrine_platform::linux::{LinuxHost, Socket};
+
+const FAMILIES: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+
+fn socket(files: &Files, remote: SocketAddr) -> Socket {
+    let host = LinuxHost::new(config_in(&files.path("host"))).unwrap();
+    let way = host.way(remote).unwrap();
+    host.open(&way).unwrap()
+}
+
+fn peer(address: &str) -> UdpSocket {
+    let peer = UdpSocket::bind(address).unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    peer
+}
+
+/// What comes in, from whom.
+async fn hear(socket: &Socket, count: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+    let mut heard = Vec::new();
+    let mut batch = Batch::for_received();
+    while heard.len() < count {
+        let receiving = poll_fn(|cx| socket.poll_recv(cx, &mut batch));
+        let received = tokio::time::timeout(Duration::from_secs(5), receiving).await;
+        received.unwrap().unwrap();
+        for (from, _, datagram) in batch.packets() {
+            assert_eq!(from.path.local, socket.local());
+            heard.push((from.path.remote, datagram.to_vec()));
+        }
+        batch.clear();
+    }
+    heard
+}
+
+/// Sends to `peer`, which must see our address, and back.
+async fn exchange(socket: &Socket, peer: &UdpSocket, words: &[u8]) {
+    let to = peer.local_addr().unwrap();
+    socket.send(to.into(), words).unwrap();
+    let mut buffer = [0; 100];
+    let (len, from) = peer.recv_from(&mut buffer).unwrap();
+    assert_eq!((from, &buffer[..len]), (socket.local(), words));
+    peer.send_to(words, from).unwrap();
+    assert_eq!(hear(socket, 1).await, [(to, words.to_vec())]);
+}
+
+#[test]
+fn every_host_is_heard_and_reached_whoever_the_socket_has_settled_on() {
+    in_namespace(|| async {
+        let files = Files::new();
+        for family in FAMILIES {
+            let peers = [peer(family), peer(family), peer(family)];
+            let socket = socket(&files, peers[0].local_addr().unwrap());
+            let others = [peer(family), peer(family)];
+            for settled in [None, Some(0), Some(0), Some(1), Some(2), Some(0)] {
+                if let Some(settled) = settled {
+                    socket.settle(peers[settled].local_addr().unwrap());
+                }
+                for peer in peers.iter().chain(&others) {
+                    exchange(&socket, peer, b"hello").await;
+                }
+                let whole = socket.send_whole(peers[0].local_addr().unwrap(), b"whole");
+                whole.unwrap();
+                let mut buffer = [0; 100];
+                assert_eq!(peers[0].recv_from(&mut buffer).unwrap(), (5, socket.local()));
+            }
+        }
+    });
+}
+
+/// What waits when the socket settles on another host is not lost.
+#[test]
+fn nothing_is_lost_while_it_settles() {
+    in_namespace(|| async {
+        let files = Files::new();
+        for family in FAMILIES {
+            let peers = [peer(family), peer(family)];
+            let addresses = [peers[0].local_addr().unwrap(), peers[1].local_addr().unwrap()];
+            let socket = socket(&files, addresses[0]);
+            for round in 0..10 {
+                for peer in &peers {
+                    peer.send_to(b"before", socket.local()).unwrap();
+                }
+                socket.settle(addresses[round % 2]);
+                for peer in &peers {
+                    peer.send_to(b"after", socket.local()).unwrap();
+                }
+                let mut heard = hear(&socket, 4).await;
+                heard.sort();
+                let mut expected =
+                    addresses.map(|from| [(from, b"after".to_vec()), (from, b"before".to_vec())]);
+                expected.sort();
+                assert_eq!(heard, expected.concat(), "round {round}");
+            }
+        }
+    });
+}
+
+/// The host that it has settled on refuses datagrams for a while, and says so (ICMP port unreachable).
+#[test]
+fn a_refusal_costs_no_later_datagram_and_no_other_host() {
+    in_namespace(|| async {
+        let files = Files::new();
+        for family in FAMILIES {
+            let settled = peer(family);
+            let address = settled.local_addr().unwrap();
+            let socket = socket(&files, address);
+            socket.settle(address);
+            exchange(&socket, &settled, b"hello").await;
+            drop(settled);
+            for _ in 0..3 {
+                socket.send(address.into(), b"refused").unwrap();
+                socket.send_train(address.into(), b"refused", 3).unwrap();
+            }
+            let other = peer(family);
+            exchange(&socket, &other, b"other").await;
+            let settled = UdpSocket::bind(address).unwrap();
+            settled.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            exchange(&socket, &settled, b"again").await;
+        }
+    });
+}
