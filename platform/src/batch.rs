@@ -3,6 +3,9 @@
 /// The largest IP packet, and so the largest UDP payload and a little more.
 pub const LARGEST: usize = 65_535;
 
+/// How many octets a reader may put before a packet.
+const BEFORE: usize = 16;
+
 /// How many reads one batch carries at most, each of a packet or of a train of them (dataplane rule 7).
 const READS: usize = 64;
 
@@ -53,7 +56,7 @@ impl<A: Copy> Batch<A> {
     /// An empty batch for what is read from a tunnel device at once.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_capacity(READS * 2048 + LARGEST, READS)
+        Self::with_capacity(READS * 2048 + BEFORE + LARGEST, READS)
     }
 
     /// An empty batch with [`SLOTS`] for what comes in by a socket at once. Of the memory only what was ever filled is
@@ -110,17 +113,23 @@ impl<A: Copy> Batch<A> {
         self.entries.len()
     }
 
-    /// Room for one more packet of up to [`LARGEST`] octets, or none when the batch is full.
+    /// Room for one more packet of up to [`LARGEST`] octets and 16 before it, or none when the batch is full.
     pub fn room(&mut self) -> Option<&mut [u8]> {
         if self.entries.len() >= self.most {
             return None;
         }
-        self.octets.get_mut(self.used..)?.get_mut(..LARGEST)
+        self.octets.get_mut(self.used..)?.get_mut(..BEFORE + LARGEST)
     }
 
     /// The first `len` octets of the last [`Self::room`] are a packet.
     pub fn push(&mut self, len: usize, about: A) {
         self.push_train(len, len, about);
+    }
+
+    /// The first `len` octets of the last [`Self::room`] are a packet, but for `before` octets at its beginning.
+    pub fn push_behind(&mut self, before: usize, len: usize, about: A) {
+        self.used = (self.used + before).min(self.octets.len());
+        self.push(len.saturating_sub(before), about);
     }
 
     /// The first `len` octets of the last [`Self::room`] are packets of `stride` octets each.
@@ -264,6 +273,20 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_before_a_packet_is_no_part_of_it() {
+        let mut batch = Batch::new();
+        for (octets, before) in [(&b"--one"[..], 2), (b"--", 2), (b"two", 0), (b"-", 2)] {
+            batch.room().unwrap()[..octets.len()].copy_from_slice(octets);
+            batch.push_behind(before, octets.len(), before);
+        }
+        let back: Vec<_> = packets(&mut batch)
+            .into_iter()
+            .map(|(_, packet)| packet)
+            .collect();
+        assert_eq!(back, [&b"one"[..], b"", b"two", b""]);
+    }
+
+    #[test]
     fn a_train_comes_back_as_its_packets() {
         let mut batch = Batch::new();
         for (train, stride) in [(&b"abcdefgh"[..], 3), (b"ij", 2), (b"kl", 0), (b"mn", 9)] {
@@ -370,7 +393,7 @@ mod tests {
         let mut batch = Batch::new();
         let mut pushed = 0;
         while let Some(room) = batch.room() {
-            assert_eq!(room.len(), LARGEST);
+            assert_eq!(room.len(), BEFORE + LARGEST);
             batch.push(LARGEST, ());
             pushed += 1;
         }
