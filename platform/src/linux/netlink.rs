@@ -112,13 +112,14 @@ impl Netlink {
         })
     }
 
-    /// Sets a device's MTU and brings it up.
-    pub(super) fn set_link(&mut self, index: u32, mtu: u16) -> io::Result<()> {
+    /// Sets a device's MTU and how many packets may wait in it, and brings it up.
+    pub(super) fn set_link(&mut self, index: u32, mtu: u16, queue: u32) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.push(LinkAttribute::Mtu(u32::from(mtu)));
+        message.attributes.push(LinkAttribute::TxQueueLen(queue));
         self.change(RouteNetlinkMessage::SetLink(message), 0)
     }
 
