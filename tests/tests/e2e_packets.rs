@@ -27,6 +27,10 @@ fn main() -> ExitCode {
             }),
             ("under_loss_while_rekeying", under_loss_while_rekeying),
             (
+                "a_flood_of_a_thousand_flows_takes_no_memory",
+                a_flood_of_a_thousand_flows_takes_no_memory,
+            ),
+            (
                 "the_outside_shows_what_the_profile_allows",
                 the_outside_shows_what_the_profile_allows,
             ),
@@ -164,6 +168,43 @@ fn under_loss_while_rekeying(lab: &Lab) {
     let expected = took.as_secs() / 10;
     assert!(rekeys as u64 >= expected.max(1), "{rekeys} rekeys in {took:?}");
     assert!(!ended.events.iter().any(|it| it["event"] == "reconnect"));
+}
+
+/// More than goes through, of a thousand flows, both ways at once.
+fn a_flood_of_a_thousand_flows_takes_no_memory(lab: &Lab) {
+    let _server = Server::start(lab);
+    let tunnel = connected(lab, &certificate(), &[]);
+    // Every buffer is used once.
+    for direction in ["down", "up"] {
+        lab.must("cli", &[STREAM, direction, names::SERVER_V4, "20000000"]);
+    }
+    let ours = lab.must("cli", &["ip", "-4", "-o", "address", "show", "to", "10.3.0.0/16"]);
+    let ours = ours.split_whitespace().nth(3).unwrap();
+    let ours = ours.split('/').next().unwrap();
+    let before = resident(&tunnel);
+    let floods = [("cli", names::SERVER_V4), ("lan", ours)].map(|(place, host)| {
+        let mut flood = lab.command(place, STREAM);
+        flood.args(["flood", host, "1000", "5"]).stdout(Stdio::piped());
+        flood.spawn().unwrap()
+    });
+    for flood in floods {
+        let said = flood.wait_with_output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        let datagrams: u64 = said.split(' ').next().unwrap().parse().unwrap();
+        assert!(datagrams > 20_000, "{said}");
+    }
+    let after = resident(&tunnel);
+    assert!(lab.pings(names::SERVER_V4), "nothing goes through any more");
+    assert!(after <= before + 2048, "{before} KiB before, {after} KiB after");
+    let ended = tunnel.stop("TERM");
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+/// KiB of memory that the client has.
+fn resident(tunnel: &Tunnel) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", tunnel.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// Pings that ask for expedited forwarding (DSCP 46), of a transport that understands marks (ECT(0)).
