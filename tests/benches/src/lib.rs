@@ -1,5 +1,5 @@
 //! What is measured of the packet path: its functions, each on its own and all together. [`all`] of it is timed by
-//! `./x bench micro`.
+//! `./x bench micro` and counted in instructions by `./x bench instructions`.
 
 mod dataplane;
 mod esp;
