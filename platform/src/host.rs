@@ -206,7 +206,7 @@ impl From<SocketAddr> for Addressee {
     }
 }
 
-/// An unconnected UDP socket. It is polled and not awaited because there are several, and one task waits for all.
+/// A UDP socket for every host. It is polled and not awaited because there are several, and one task waits for all.
 pub trait Socket {
     /// The socket's own address and port.
     fn local(&self) -> SocketAddr;

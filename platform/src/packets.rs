@@ -24,6 +24,9 @@ pub trait Endpoint {
 
     /// The largest inner packet, while there is a tunnel.
     fn inner_mtu(&self) -> Option<InnerMtu>;
+
+    /// A packet that was opened has been dropped: it met congestion, and cannot say so (RFC 6040, section 4.2).
+    fn note_congested(&mut self) {}
 }
 
 impl Endpoint for Client {
@@ -37,6 +40,10 @@ impl Endpoint for Client {
 
     fn inner_mtu(&self) -> Option<InnerMtu> {
         self.inner_mtu()
+    }
+
+    fn note_congested(&mut self) {
+        self.note_congested();
     }
 }
 
@@ -85,7 +92,7 @@ impl<T: Tun, S: Socket, C: Stream> Packets<T, S, C> {
                 continue;
             };
             if !take_ecn(packet, ecn) {
-                tracing::trace!("a packet met congestion and cannot be marked; it is dropped");
+                endpoint.note_congested();
                 continue;
             }
             clamp_mss(packet, mtu.octets);

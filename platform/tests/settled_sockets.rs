@@ -21,6 +21,27 @@ fn socket(files: &Files, remote: SocketAddr) -> Socket {
     host.open(&way).unwrap()
 }
 
+/// How many connected sockets have this port.
+fn connected(socket: &Socket) -> usize {
+    const ESTABLISHED: &str = "01";
+    let port = format!(":{:04X}", socket.local().port());
+    ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"]
+        .map(|file| std::fs::read_to_string(file).unwrap())
+        .iter()
+        .flat_map(|list| list.lines())
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|words| words[1].ends_with(&port) && words[3] == ESTABLISHED)
+        .count()
+}
+
+/// Whether another socket of this user does not get the same port, even if it wants to share it.
+fn is_refused(socket: &Socket) -> bool {
+    let domain = socket2::Domain::for_address(socket.local());
+    let other = socket2::Socket::new(domain, socket2::Type::DGRAM, None).unwrap();
+    other.set_reuse_port(true).unwrap();
+    other.bind(&socket.local().into()).is_err()
+}
+
 fn peer(address: &str) -> UdpSocket {
     let peer = UdpSocket::bind(address).unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -66,6 +87,8 @@ fn every_host_is_heard_and_reached_whoever_the_socket_has_settled_on() {
             for settled in [None, Some(0), Some(0), Some(1), Some(2), Some(0)] {
                 if let Some(settled) = settled {
                     socket.settle(peers[settled].local_addr().unwrap());
+                    assert_eq!(connected(&socket), 1, "to {settled}");
+                    assert!(is_refused(&socket), "somebody else has the port too");
                 }
                 for peer in peers.iter().chain(&others) {
                     exchange(&socket, peer, b"hello").await;

@@ -128,6 +128,8 @@ struct Shown {
     no_tunnel: u64,
     unknown_spi: u64,
     no_room: u64,
+    /// Packets that met congestion on the way and could not be marked.
+    congested: u64,
 }
 
 impl Client {
@@ -363,6 +365,11 @@ impl Client {
         }
         self.shown.unknown_spi += 1;
         None
+    }
+
+    /// A packet that was opened has been dropped because [`esp::take_ecn`] asked for it.
+    pub const fn note_congested(&mut self) {
+        self.shown.congested += 1;
     }
 
     /// An inner packet to send through the tunnel; dropped and counted when that is not possible. While the tunnel is

@@ -79,6 +79,7 @@ impl Client {
             ("no_tunnel", shown.no_tunnel),
             ("unknown_spi", shown.unknown_spi),
             ("no_room", shown.no_room),
+            ("congested", shown.congested),
         ] {
             if count > 0 {
                 *traffic.dropped.entry(reason).or_default() += count;

@@ -29,7 +29,7 @@ const MERGED_SLOTS: usize = 8;
 /// How often the pause doubles after which a train is tried again: up to 65,536 datagrams.
 const MOST_DOUBLINGS: u32 = 10;
 
-/// An unconnected, marked UDP socket.
+/// A marked UDP socket for every host.
 #[derive(Debug)]
 pub struct Socket {
     socket: AsyncFd<socket2::Socket>,
@@ -146,8 +146,12 @@ impl Socket {
         // Only now, and not before it had its port: or the kernel may have chosen one that a socket of somebody else has.
         let first = self.socket.get_ref();
         first.set_reuse_port(true).map_err(failed)?;
-        let socket = prepare(self.local, self.interface.as_ref(), self.offloads, true)?;
+        let second = prepare(self.local, self.interface.as_ref(), self.offloads, true);
+        // And no longer than that: the port is nobody else's.
+        first.set_reuse_port(false).map_err(failed)?;
+        let socket = second?;
         socket.connect(&remote.into()).map_err(failed)?;
+        socket.set_reuse_port(false).map_err(failed)?;
         let socket = watch(socket, READING).map_err(failed)?;
         Ok(Flow { socket, remote })
     }
@@ -157,13 +161,12 @@ impl Socket {
         if let Some(flow) = &*self.flow.borrow()
             && flow.remote == to.remote
         {
-            let send = || self.send_by(flow.socket.get_ref(), None, to, octets, stride);
-            return match send() {
-                // A connected socket tells what became of an earlier datagram, once, and does not send this one (udp(7)).
-                // Whoever wants to can forge that.
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => send(),
-                sent => sent,
-            };
+            match self.send_by(flow.socket.get_ref(), None, to, octets, stride) {
+                // A connected socket tells what became of an earlier datagram, and does not send this one (udp(7)). Whoever
+                // wants to can forge that. The other socket is told only what this machine knows.
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {}
+                sent => return sent,
+            }
         }
         let remote = SockaddrStorage::from(to.remote);
         self.send_by(self.socket.get_ref(), Some(&remote), to, octets, stride)
@@ -193,6 +196,10 @@ impl Socket {
             (Some(one), Some(other)) => send(&[one, other]),
         };
         match sent.map(drop).map_err(io::Error::from) {
+            Ok(()) => {
+                self.full.replace(None);
+                Ok(())
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.wait_for_room(socket)?;
                 Err(error)
@@ -282,6 +289,13 @@ fn prepare(
             .map_err(|error| fault(format!("send by {}", interface.name), error))?;
     }
     if is_second {
+        // For IPv4 too: a connected socket's route is looked up anew, when the network speaks of a path MTU, without what
+        // `keep_to` asks for. What a neighbour sends by another interface is for the first socket.
+        if let Some(interface) = interface {
+            socket
+                .bind_device(Some(interface.name.as_bytes()))
+                .map_err(|error| fault(format!("bind a UDP socket to {}", interface.name), error))?;
+        }
         socket
             .set_reuse_port(true)
             .map_err(|error| fault("share a UDP port", error))?;
@@ -319,8 +333,11 @@ impl host::Socket for Socket {
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch<Arrival>) -> Poll<io::Result<()>> {
+        if batch.free_slots() == 0 {
+            return Poll::Pending;
+        }
         let flow = self.flow.borrow();
-        // Another one first each time, so that a flood on one leaves room for the other.
+        // Another one first each time that there is room, so that a flood on one leaves room for the other.
         let is_flow_first = !self.was_flow_first.replace(!self.was_flow_first.get());
         let mut polled = Poll::Pending;
         for is_flow in [is_flow_first, !is_flow_first] {
@@ -354,6 +371,8 @@ impl host::Socket for Socket {
             }
             none => self.connect(remote).map(|flow| *none = Some(flow)),
         };
+        // Nothing may keep a socket alive that is given up.
+        self.full.replace(None);
         if let Err(error) = result {
             tracing::debug!(%error, "datagrams go by the first socket");
             *flow = None;
