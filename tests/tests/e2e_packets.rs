@@ -172,7 +172,7 @@ fn under_loss_while_rekeying(lab: &Lab) {
     assert!(!ended.events.iter().any(|it| it["event"] == "reconnect"));
 }
 
-/// More than goes through, of a thousand flows, both ways at once.
+/// Datagrams of a thousand flows, both ways at once, as fast as they can be made.
 fn a_flood_of_a_thousand_flows_takes_no_memory(lab: &Lab) {
     let _server = Server::start(lab);
     let tunnel = connected(lab, &certificate(), &[]);
