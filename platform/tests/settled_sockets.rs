@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use common::{Files, config_in, in_namespace};
+use common::{Files, config_in, in_namespace, run};
 use peregrine_platform::batch::Batch;
 use peregrine_platform::host::{Host as _, Socket as _};
 use peregrine_platform::linux::{LinuxHost, Socket};
@@ -151,6 +151,91 @@ fn a_refusal_costs_no_later_datagram_and_no_other_host() {
             let settled = UdpSocket::bind(address).unwrap();
             settled.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             exchange(&socket, &settled, b"again").await;
+        }
+    });
+}
+
+/// A network that is slower than we send: the socket says when it has room again, and nothing that was taken is sent twice.
+#[test]
+fn without_room_it_waits_for_room_of_the_socket_that_has_none() {
+    in_namespace(|| async {
+        run("tc qdisc add dev lo root tbf rate 80mbit burst 2kb limit 50mb");
+        let files = Files::new();
+        for family in FAMILIES {
+            for settles in [true, false] {
+                let peer = peer(family);
+                peer.set_nonblocking(true).unwrap();
+                let address = peer.local_addr().unwrap();
+                let socket = socket(&files, address);
+                if settles {
+                    socket.settle(address);
+                }
+                poll_fn(|cx| socket.poll_writable(cx)).await.unwrap();
+                let mut sent = 0_u32;
+                let error = loop {
+                    match socket.send(address.into(), &[0; 1400]) {
+                        Ok(()) => sent += 1,
+                        Err(error) => break error,
+                    }
+                    assert!(sent < 100_000, "the buffer does not fill");
+                };
+                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                assert!(sent > 100, "{sent}");
+                let pending = poll_fn(|cx| std::task::Poll::Ready(socket.poll_writable(cx).is_pending()));
+                assert!(pending.await, "it has no room");
+                // Meanwhile it is read from.
+                let other = self::peer(family);
+                other.send_to(b"hello", socket.local()).unwrap();
+                assert_eq!(
+                    hear(&socket, 1).await,
+                    [(other.local_addr().unwrap(), b"hello".to_vec())]
+                );
+                let room = poll_fn(|cx| socket.poll_writable(cx));
+                tokio::time::timeout(Duration::from_secs(5), room)
+                    .await
+                    .unwrap()
+                    .unwrap();
+                socket.send(address.into(), b"and again").unwrap();
+            }
+        }
+    });
+}
+
+/// Whoever floods us does not keep the others from being heard, whichever socket they come to.
+#[test]
+fn a_flood_on_one_leaves_the_other_its_turn() {
+    in_namespace(|| async {
+        let files = Files::new();
+        for family in FAMILIES {
+            let (settled, stranger) = (peer(family), peer(family));
+            let socket = socket(&files, settled.local_addr().unwrap());
+            socket.settle(settled.local_addr().unwrap());
+            for (flooding, quiet) in [(&settled, &stranger), (&stranger, &settled)] {
+                let mut batch = Batch::for_received();
+                // More than a batch has room for, before the one that counts.
+                for _ in 0..2000 {
+                    flooding.send_to(&[1; 40], socket.local()).unwrap();
+                }
+                quiet.send_to(b"quiet", socket.local()).unwrap();
+                let mut turns = 0;
+                loop {
+                    let receiving = poll_fn(|cx| socket.poll_recv(cx, &mut batch));
+                    let received = tokio::time::timeout(Duration::from_secs(5), receiving).await;
+                    received.unwrap().unwrap();
+                    turns += 1;
+                    let is_heard = batch.packets().any(|(_, _, words)| *words == *b"quiet");
+                    batch.clear();
+                    if is_heard {
+                        break;
+                    }
+                }
+                assert!(turns <= 2, "heard in turn {turns}");
+                // What is left of the flood.
+                while poll_fn(|cx| std::task::Poll::Ready(socket.poll_recv(cx, &mut batch).is_ready())).await
+                {
+                    batch.clear();
+                }
+            }
         }
     });
 }

@@ -158,6 +158,11 @@ fn a_way_that_is_gone_is_told_by_errors_that_the_driver_knows() {
                 let socket = host.open(&way).unwrap();
                 assert!(echo(&socket, gateway).await.is_some());
                 sockets.push((gateway, socket));
+                // One that has settled on the gateway tells the same.
+                let settled = host.open(&way).unwrap();
+                settled.settle(gateway);
+                assert!(echo(&settled, gateway).await.is_some());
+                sockets.push((gateway, settled));
             }
             run(loss);
             for (gateway, socket) in sockets {

@@ -23,13 +23,18 @@ const GRO_OFF: Offloads = Offloads {
     ..Offloads::ALL
 };
 
-/// Two sockets on the loopback interface.
-fn sockets(files: &Files, to: SocketAddr, offloads: Offloads) -> [Socket; 2] {
+/// Two sockets on the loopback interface, which have settled on each other or not.
+fn sockets(files: &Files, to: SocketAddr, offloads: Offloads, settled: bool) -> [Socket; 2] {
     let mut config = config_in(&files.path("host"));
     config.offloads = offloads;
     let host = LinuxHost::new(config).unwrap();
     let way = host.way(to).unwrap();
-    [host.open(&way).unwrap(), host.open(&way).unwrap()]
+    let [one, other] = [host.open(&way).unwrap(), host.open(&way).unwrap()];
+    if settled {
+        one.settle(other.local());
+        other.settle(one.local());
+    }
+    [one, other]
 }
 
 /// Sends as the driver does: as long trains as the socket takes.
@@ -74,8 +79,11 @@ fn a_train_arrives_as_its_datagrams() {
     in_namespace(|| async {
         let files = Files::new();
         for address in ["127.0.0.1:9", "[::1]:9"] {
-            for (offloads, together) in [(Offloads::ALL, true), (GSO_OFF, false), (GRO_OFF, false)] {
-                let [from, to] = sockets(&files, address.parse().unwrap(), offloads);
+            let cases = [(Offloads::ALL, true), (GSO_OFF, false), (GRO_OFF, false)];
+            for ((offloads, together), settled) in
+                cases.into_iter().flat_map(|case| [(case, false), (case, true)])
+            {
+                let [from, to] = sockets(&files, address.parse().unwrap(), offloads, settled);
                 let train = octets(40 * 1000 + 300);
                 send(&from, to.local(), &train, 1000);
                 let (heard, pieces) = hear(&to, 41).await;
@@ -95,18 +103,20 @@ fn a_train_that_the_path_does_not_carry_goes_one_by_one() {
     in_namespace(|| async {
         run("ip link set lo mtu 600");
         let files = Files::new();
-        let [from, to] = sockets(&files, "127.0.0.1:9".parse().unwrap(), Offloads::ALL);
-        let train = octets(10 * 1000);
-        send(&from, to.local(), &train, 1000);
-        let (heard, _) = hear(&to, 10).await;
-        assert!(heard.iter().map(Vec::as_slice).eq(train.chunks(1000)));
-        // Smaller ones are tried together again after a while.
-        let mut tries = 0..1000;
-        while from.longest_train() == 1 {
-            assert!(tries.next().is_some());
+        for settled in [false, true] {
+            let [from, to] = sockets(&files, "127.0.0.1:9".parse().unwrap(), Offloads::ALL, settled);
+            let train = octets(10 * 1000);
+            send(&from, to.local(), &train, 1000);
+            let (heard, _) = hear(&to, 10).await;
+            assert!(heard.iter().map(Vec::as_slice).eq(train.chunks(1000)));
+            // Smaller ones are tried together again after a while.
+            let mut tries = 0..1000;
+            while from.longest_train() == 1 {
+                assert!(tries.next().is_some());
+            }
+            send(&from, to.local(), &octets(40 * 500), 500);
+            let (_, pieces) = hear(&to, 40).await;
+            assert!(pieces < 10, "{pieces} pieces");
         }
-        send(&from, to.local(), &octets(40 * 500), 500);
-        let (_, pieces) = hear(&to, 40).await;
-        assert!(pieces < 10, "{pieces} pieces");
     });
 }

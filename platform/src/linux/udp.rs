@@ -340,6 +340,7 @@ impl host::Socket for Socket {
         // Another one first each time that there is room, so that a flood on one leaves room for the other.
         let is_flow_first = !self.was_flow_first.replace(!self.was_flow_first.get());
         let mut polled = Poll::Pending;
+        let mut failed = None;
         for is_flow in [is_flow_first, !is_flow_first] {
             let socket = if is_flow {
                 flow.as_ref().map(|flow| &flow.socket)
@@ -353,11 +354,13 @@ impl host::Socket for Socket {
                     tracing::debug!(local = %self.local, %error, "the network reports");
                     polled = Poll::Ready(Ok(()));
                 }
+                // The other one is read too, and may have something.
+                Poll::Ready(Err(error)) => failed = Some(error),
+                Poll::Ready(Ok(())) => polled = Poll::Ready(Ok(())),
                 Poll::Pending => {}
-                read @ Poll::Ready(_) => polled = read,
             }
         }
-        polled
+        failed.map_or(polled, |error| Poll::Ready(Err(error)))
     }
 
     fn settle(&self, remote: SocketAddr) {
