@@ -9,8 +9,9 @@ use peregrine_core::command::{
     Cause, Command, Failure, Happening, HostFault, Prompt, PromptId, Stage, State, Status, Traffic,
 };
 use peregrine_core::crypto::Secret;
+use peregrine_core::plan::{Closed, Lock};
 use peregrine_core::profile::{Credentials, MissingSecret, Profile, WEAK_PSK_WARNING, is_weak_psk};
-use peregrine_platform::driver::{self, Notice};
+use peregrine_platform::driver::{self, Locking, Notice, Report};
 use peregrine_platform::linux::{self, LinuxHost, Offloads};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,16 +23,6 @@ use crate::exit::{self, Exit};
 use crate::load::{self, LoadFault, Secrets};
 use crate::render::{self, Progress};
 use crate::screen::{self, Screen, Style};
-
-/// What `--json` prints, one on a line.
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Event<'a> {
-    Status(&'a Status),
-    Traffic(&'a Traffic),
-    Prompt(&'a Prompt),
-    Failure(&'a Failure),
-}
 
 pub(crate) fn run(options: &ConnectOptions, verbose: u8) -> Exit {
     let (profile, credentials, answers) = match prepare(options) {
@@ -166,9 +157,14 @@ async fn follow(
     ];
     let (commands, command_queue) = mpsc::channel(4);
     let (notices, mut notice_queue) = mpsc::channel(64);
+    // What a crashed run left locked stays so, if this run locks too.
+    let locking = Locking {
+        at_begin: lock(&profile),
+        stays: false,
+    };
     // The queue is new and has room.
     let _queued = commands.try_send(Command::Connect(Box::new(profile), credentials));
-    let mut driver = pin!(driver::run(&host, command_queue, notices));
+    let mut driver = pin!(driver::run(&host, locking, command_queue, notices));
     let mut deadline = pin!(tokio::time::sleep(timeout.unwrap_or(Duration::MAX)));
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -177,6 +173,7 @@ async fn follow(
     let mut ending = None;
     let mut failure = None;
     let mut begun = false;
+    let mut blocked = None;
     let driven = loop {
         let [interrupt, terminate, hangup] = &mut interrupts;
         tokio::select! {
@@ -186,9 +183,18 @@ async fn follow(
                 Notice::Status(status) => {
                     output.status(&status);
                     begun |= status.state != State::Idle || status.failure.is_some();
-                    if status.state == State::Idle && begun {
+                    let is_over = match status.state {
+                        State::Idle => begun,
+                        // Whoever asked for a tunnel sees that there is none, and the machine is as it was. But what was
+                        // in a tunnel does not go beside it before somebody has seen that it is gone.
+                        State::Blocked => !output.progress.is_connected(),
+                        _ => false,
+                    };
+                    if is_over {
                         failure = status.failure.or(failure);
                         commands = None; // ends the driver
+                    } else if status.state == State::Blocked && blocked.is_none() {
+                        blocked = status.failure.map(|failure| output.block(&failure));
                     }
                 }
                 Notice::Traffic(traffic) => output.traffic(&traffic),
@@ -230,6 +236,9 @@ async fn follow(
             Notice::Prompt(_) => {}
         }
     }
+    if let (Ok(()), Some(exit)) = (&driven, blocked) {
+        return Ok(exit);
+    }
     let stage = output.progress.stage().unwrap_or(Stage::Resolve);
     let failure = match (driven, ending, failure) {
         // Whatever became of the connection, a machine that is not as before comes first.
@@ -252,6 +261,18 @@ async fn follow(
         Some(failure) => output.fail(&failure),
         None => output.done(),
     })
+}
+
+/// What is locked from the first moment.
+fn lock(profile: &Profile) -> Lock {
+    if profile.network.kill_switch {
+        Lock::Closed(Closed {
+            lan: profile.network.allow_lan,
+            ..Closed::default()
+        })
+    } else {
+        Lock::Open
+    }
 }
 
 /// Begins the end: closing the commands takes everything down. Being asked twice does not wait for the gateway.
@@ -295,7 +316,7 @@ impl Output {
 
     fn prompt(&mut self, prompt: &Prompt, on_terminal: bool) {
         if self.json {
-            print(&Event::Prompt(prompt));
+            print(&Report::Prompt(prompt));
         }
         self.screen.clear();
         self.asking = true;
@@ -325,7 +346,7 @@ impl Output {
     fn status(&mut self, status: &Status) {
         let lines = self.progress.status(status, self.started.elapsed());
         if self.json {
-            return print(&Event::Status(status));
+            return print(&Report::Status(status));
         }
         self.screen.lines(&lines);
         self.tick();
@@ -334,7 +355,7 @@ impl Output {
     fn traffic(&mut self, traffic: &Traffic) {
         self.progress.traffic(traffic, self.started.elapsed());
         if self.json {
-            print(&Event::Traffic(traffic));
+            print(&Report::Traffic(traffic));
         }
     }
 
@@ -363,12 +384,21 @@ impl Output {
     fn fail(&mut self, failure: &Failure) -> Exit {
         self.screen.clear();
         if self.json {
-            print(&Event::Failure(failure));
+            print(&Report::Failure(failure));
         } else {
             let lines = render::failure(Style::of(true), failure, self.started.elapsed());
             screen::write_error(&(lines.join("\n") + "\n"));
         }
         Exit::from(failure)
+    }
+
+    /// The tunnel is gone for good, and nothing leaves this machine until somebody ends this.
+    fn block(&mut self, failure: &Failure) -> Exit {
+        let exit = self.fail(failure);
+        if !self.json {
+            warn("everything else stays blocked until you end this, with Ctrl-C or SIGTERM (`kill_switch`)");
+        }
+        exit
     }
 
     fn done(&mut self) -> Exit {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::crypto::Secret;
 pub use crate::eap::PromptKind;
-pub use crate::failure::{Cause, Failure, HostFault, Phase, RedirectRefusal, Side};
+pub use crate::failure::{Cause, Failure, HostFault, Kind, Phase, RedirectRefusal, Side};
 pub use crate::fetch::{Fetch, FetchId};
 use crate::plan::{Dns, Plan};
 use crate::profile::{Credentials, Host, Profile};
@@ -20,8 +20,10 @@ use crate::timer::UnixTime;
 pub enum Command {
     /// Bring this profile's tunnel up. Ends whatever is up.
     Connect(Box<Profile>, Credentials),
-    /// Take the tunnel down and tell the gateway.
+    /// Take the tunnel down and tell the gateway. A machine that is locked is open then.
     Disconnect,
+    /// Take the tunnel down and tell the gateway, because this program ends. A machine that is locked stays so.
+    Rest,
     /// Replace an SA of the tunnel that is up, as soon as nothing else is under way.
     Rekey(RekeyKind),
     /// The user's answer to a [`Prompt`], or that there will be none. One that nobody waits for any more is ignored.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::ser::SerializeStruct;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::command::{Redirect, Stage};
 use crate::eap::{EapError, PromptKind};
@@ -697,9 +697,89 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Failures by what to do about them: what the exit status of `peregrine` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The gateway cannot be reached.
+    Unreachable,
+    /// Phase 1, the IKE SA, failed.
+    Phase1,
+    /// Phase 2, the Child SA, failed.
+    Phase2,
+    /// The authentication failed, on either side.
+    Authentication,
+    /// This machine refused.
+    Host,
+    /// It was not up in time.
+    TimedOut,
+    /// The user took it back.
+    Cancelled,
+}
+
+impl Failure {
+    /// What kind of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match &self.cause {
+            Cause::NameNotFound(_) | Cause::NoRoute(_) | Cause::NoAnswer | Cause::NoAnswerOverTcp(_) => {
+                Kind::Unreachable
+            }
+            Cause::Ikev1Only
+            | Cause::NoIkeProposal
+            | Cause::NoPostQuantum
+            | Cause::NotResumed
+            | Cause::Redirected(_)
+            | Cause::RedirectRefused { .. }
+            | Cause::KeyExchangeNotOffered(_) => Kind::Phase1,
+            Cause::NoChildProposal
+            | Cause::SelectorsRefused
+            | Cause::SelectorsNotSubset
+            | Cause::SelectorsNarrowed(_)
+            | Cause::NoInnerAddress
+            | Cause::ChildRefused(_)
+            | Cause::ChildProtocol(_) => Kind::Phase2,
+            Cause::Certificate(_)
+            | Cause::IdentityMismatch { .. }
+            | Cause::GatewayAuthInvalid(_)
+            | Cause::AuthMethodNotAllowed(_)
+            | Cause::Sha1Only
+            | Cause::CertificateForPsk(_)
+            | Cause::EapKeyMismatch
+            | Cause::Unanswered(_)
+            | Cause::OneRoundOnly
+            | Cause::GatewayUnproven
+            | Cause::AuthenticationFailed
+            | Cause::PpkNotUsed
+            | Cause::EapMethod { .. }
+            | Cause::EapExpectation { .. }
+            | Cause::Eap(_)
+            | Cause::Credential(_) => Kind::Authentication,
+            Cause::Host(_) => Kind::Host,
+            Cause::TimedOut => Kind::TimedOut,
+            Cause::Cancelled => Kind::Cancelled,
+            Cause::Protocol(_)
+            | Cause::Refused(_)
+            | Cause::WentSilent
+            | Cause::DeletedByGateway
+            | Cause::EndedByGateway(_)
+            | Cause::Expired
+            | Cause::LeftBehind
+            | Cause::PeerDead
+            | Cause::Exhausted => match self.phase() {
+                Phase::Network => Kind::Unreachable,
+                Phase::Phase1 => Kind::Phase1,
+                Phase::Phase2 => Kind::Phase2,
+                Phase::Host => Kind::Host,
+            },
+        }
+    }
+}
+
 impl Serialize for Failure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut object = serializer.serialize_struct("Failure", 7)?;
+        let mut object = serializer.serialize_struct("Failure", 8)?;
+        object.serialize_field("kind", &self.kind())?;
         object.serialize_field("phase", &self.phase())?;
         object.serialize_field("step", self.step())?;
         object.serialize_field("code", self.code())?;

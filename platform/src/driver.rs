@@ -10,11 +10,12 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use peregrine_core::client::Client;
 use peregrine_core::command::{
-    Answer, Ask, Bound, Command, Endpoint, Event, Happening, HostFault, Path, Prompt, State, Status, Traffic,
-    Transmit, Transport,
+    Answer, Ask, Bound, Command, Endpoint, Event, Failure, Happening, HostFault, Path, Prompt, State, Status,
+    Traffic, Transmit, Transport,
 };
-use peregrine_core::plan::Plan;
+use peregrine_core::plan::{Lock, Plan};
 use peregrine_core::timer::Instant;
+use serde::{Serialize, Serializer};
 use tokio::sync::mpsc;
 
 use crate::batch::Batch;
@@ -38,6 +39,16 @@ const DOUBT_EVERY: Duration = Duration::from_secs(1);
 /// The shortest time between two repairs of what somebody else does to the machine again and again.
 const REPAIR_EVERY: Duration = Duration::from_secs(15);
 
+/// Whether the machine is locked while nothing is wanted: before the first command, and after the last.
+#[derive(Clone, Debug, Default)]
+pub struct Locking {
+    /// The lock at the begin.
+    pub at_begin: Lock,
+    /// A machine that is locked at the end stays so: this program ends, but nobody has said that traffic may go beside the
+    /// tunnel.
+    pub stays: bool,
+}
+
 /// What the driver tells whoever runs it.
 #[derive(Clone, Debug)]
 pub enum Notice {
@@ -51,22 +62,55 @@ pub enum Notice {
     Prompt(Prompt),
 }
 
+/// What a program that watches is told, one JSON object each: the key `event` says which.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Report<'a> {
+    /// The whole truth.
+    Status(&'a Status),
+    /// The counters.
+    Traffic(&'a Traffic),
+    /// A question.
+    Prompt(&'a Prompt),
+    /// Why it ended.
+    Failure(&'a Failure),
+}
+
+impl Serialize for Notice {
+    /// As a [`Report`], or as the [`Happening`] that it is.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Status(status) => Report::Status(status).serialize(serializer),
+            Self::Traffic(traffic) => Report::Traffic(traffic).serialize(serializer),
+            Self::Happened(happening) => happening.serialize(serializer),
+            Self::Prompt(prompt) => Report::Prompt(prompt).serialize(serializer),
+        }
+    }
+}
+
 /// Runs one client on `host` until `commands` is closed: then it tells the gateway, takes everything back, and
 /// returns. It belongs on a runtime with one thread; everything happens on the caller's task, and what takes long,
 /// such as applying a plan or looking up a name, is a future beside it, so that packets do not wait.
 ///
-/// The first thing it does is to put back what a crashed run left on the machine.
+/// The first thing it does is to put back what a crashed run left on the machine, and to lock it as `locking` says: so a
+/// machine that was locked is so without a gap.
 ///
 /// # Errors
 /// What a crashed run left could not be put back, so nothing was begun; or what this run did could not be taken back
 /// at its end. What became of a connection is no error here: the last [`Notice::Status`] tells it.
 pub async fn run<H: Host>(
     host: &H,
+    locking: Locking,
     mut commands: mpsc::Receiver<Command>,
     notices: mpsc::Sender<Notice>,
 ) -> Result<(), HostFault> {
-    host.apply(Plan::default()).await?;
-    let client = Client::new(clock::seed()?, host.now(), host.unix_time());
+    let first = Plan {
+        tunnel: None,
+        lock: locking.at_begin,
+    };
+    host.apply(first.clone()).await?;
+    let mut client = Client::new(clock::seed()?, host.now(), host.unix_time());
+    client.begin_locked(&first.lock);
     let mut alarm = host.alarm()?;
     let mut changes = host.changes().map_or_else(
         |fault| {
@@ -75,7 +119,7 @@ pub async fn run<H: Host>(
         },
         Some,
     );
-    let mut driver = Driver::new(host, client, notices);
+    let mut driver = Driver::new(host, client, first, locking.stays, notices);
 
     let mut inbound = Batch::for_received();
     let mut outbound = Batch::new();
@@ -135,7 +179,12 @@ pub async fn run<H: Host>(
             Wake::Command(Some(command)) => driver.client.handle_command(command, now),
             Wake::Command(None) => {
                 end_by = Some(now + END_PATIENCE);
-                driver.client.handle_command(Command::Disconnect, now);
+                let end = if driver.stays_locked {
+                    Command::Rest
+                } else {
+                    Command::Disconnect
+                };
+                driver.client.handle_command(end, now);
             }
             Wake::Time => {
                 driver.repair(now);
@@ -196,6 +245,8 @@ struct Driver<'h, H: Host> {
     plans: Plans<H::Tun>,
     /// The last plan could not be applied; something of ours may be left.
     failed: bool,
+    /// A machine that is locked at the end stays so.
+    stays_locked: bool,
     answers: FuturesUnordered<Pending<Answer>>,
     /// TCP connections that are being opened.
     connecting: FuturesUnordered<Pending<Connected<H::Stream>>>,
@@ -222,17 +273,24 @@ struct Driver<'h, H: Host> {
 }
 
 impl<'h, H: Host> Driver<'h, H> {
-    fn new(host: &'h H, client: Client, notices: mpsc::Sender<Notice>) -> Self {
+    fn new(
+        host: &'h H,
+        client: Client,
+        wanted: Plan,
+        stays_locked: bool,
+        notices: mpsc::Sender<Notice>,
+    ) -> Self {
         Self {
             host,
             client,
             packets: Packets::new(),
             plans: Plans {
-                wanted: Plan::default(),
+                wanted,
                 running: None,
                 outdated: false,
             },
             failed: false,
+            stays_locked,
             answers: FuturesUnordered::new(),
             connecting: FuturesUnordered::new(),
             ways: Vec::new(),
@@ -252,7 +310,12 @@ impl<'h, H: Host> Driver<'h, H> {
 
     /// Nothing is up and nothing is under way.
     fn is_at_rest(&self) -> bool {
-        self.state == State::Idle && self.plans.running.is_none()
+        let is_resting = match self.state {
+            State::Idle => true,
+            State::Blocked => self.stays_locked,
+            _ => false,
+        };
+        is_resting && self.plans.running.is_none()
     }
 
     /// The tunnel device is gone although nobody asked for that: make the machine equal to the plan again.
@@ -363,7 +426,7 @@ impl<'h, H: Host> Driver<'h, H> {
         }
         self.client.send_waiting(&mut self.packets.links, now);
         self.packets.links.flush();
-        if self.state == State::Idle {
+        if matches!(self.state, State::Idle | State::Blocked) {
             self.packets.links.clear();
             self.connecting.clear();
             self.ways.clear();
@@ -503,11 +566,17 @@ impl<'h, H: Host> Driver<'h, H> {
     /// Leaves nothing of ours on the machine.
     async fn end(mut self) -> Result<(), HostFault> {
         // What could not be taken back is tried once more, and is told if it stays.
-        let clean = self.plans.wanted == Plan::default() && self.plans.running.is_none() && !self.failed;
-        let result = if clean {
+        let lock = if self.stays_locked {
+            self.plans.wanted.lock.clone()
+        } else {
+            Lock::Open
+        };
+        let last = Plan { tunnel: None, lock };
+        let is_clean = self.plans.wanted == last && self.plans.running.is_none() && !self.failed;
+        let result = if is_clean {
             Ok(())
         } else {
-            self.host.apply(Plan::default()).await.map(drop)
+            self.host.apply(last).await.map(drop)
         };
         if let Some(status) = self.unsent.take() {
             let told = self

@@ -230,6 +230,8 @@ impl Cast {
                 rehearse: false,
             },
             network: NetworkConfig {
+                kill_switch: false,
+                allow_lan: false,
                 dns: DnsPolicy::Gateway,
                 domains: vec![],
                 // Stories of other things are told without probes.

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use peregrine_core::client::Client;
 use peregrine_core::command::{
-    Answer, Ask, Bound, Command, Event, Failure, Fetch, Happening, HostFault, Path, Prompt, PromptId,
-    RekeyKind, Sink, State, Status, Transport,
+    Answer, Ask, Bound, Command, Endpoint, Event, Failure, Fetch, Happening, HostFault, Path, Prompt,
+    PromptId, RekeyKind, Sink, State, Status, Transport,
 };
 use peregrine_core::crypto::Secret;
-use peregrine_core::plan::Plan;
+use peregrine_core::plan::{Lock, Plan};
 use peregrine_core::profile::{Credentials, Profile};
 use peregrine_core::timer::{Instant, UnixTime};
 use peregrine_core::wire::{EspSpi, IkeSpi};
@@ -46,6 +46,14 @@ pub struct World {
     pub unreachable: Vec<IpAddr>,
     /// What applying a plan shall fail with.
     pub apply_fault: Option<HostFault>,
+    /// What locking the machine shall fail with.
+    pub lock_fault: Option<HostFault>,
+    /// How long applying a plan takes.
+    pub plan_takes: Duration,
+    /// What this machine lets out: the lock of the last plan that was applied.
+    pub lock: Lock,
+    /// What this machine did not let out.
+    pub refused: Vec<(Instant, Endpoint)>,
     /// What the user answers to prompts, in order; when there is nothing left, the user does not answer.
     pub replies: VecDeque<Option<Secret>>,
     /// Every prompt, in order.
@@ -80,6 +88,8 @@ enum Delivery {
     ToClient(Path, Vec<u8>),
     /// What this fetch, by its place among all, was for.
     Fetched(usize),
+    /// The plan with this place among all is applied.
+    Applied(usize),
     Tcp(u64, Happens),
 }
 
@@ -126,6 +136,10 @@ impl World {
             fetched: Vec::new(),
             unreachable: Vec::new(),
             apply_fault: None,
+            lock_fault: None,
+            plan_takes: Duration::ZERO,
+            lock: Lock::Open,
+            refused: Vec::new(),
             replies: VecDeque::new(),
             prompts: Vec::new(),
             plans: Vec::new(),
@@ -371,7 +385,10 @@ impl World {
     pub fn connect_and_wait(&mut self, profile: Profile, credentials: Credentials) -> Result<(), Failure> {
         self.connect(profile, credentials);
         self.run_until(Duration::from_secs(300), |world| {
-            matches!(world.status().state, State::Connected | State::Idle)
+            matches!(
+                world.status().state,
+                State::Connected | State::Idle | State::Blocked
+            )
         });
         match self.failure() {
             Some(failure) => Err(failure),
@@ -412,6 +429,10 @@ impl World {
                     self.client.handle_answer(answer, self.now);
                     self.drain();
                 }
+            }
+            Delivery::Applied(place) => {
+                self.apply(place);
+                self.drain();
             }
             // Whatever comes to an address that the machine has left is lost.
             Delivery::ToClient(path, _) if !self.link.is_here(path.local.ip()) => {}
@@ -454,20 +475,39 @@ impl World {
                 return;
             }
             Event::Plan(plan) => {
-                let fault = self.apply_fault.take().filter(|_| plan.tunnel.is_some());
                 self.plans.push(plan);
-                Answer::Applied(fault.map_or_else(|| Ok(Some("peregrine0".into())), Err))
+                let place = self.plans.len() - 1;
+                if self.plan_takes.is_zero() {
+                    return self.apply(place);
+                }
+                return self.enqueue(self.plan_takes, Delivery::Applied(place));
             }
-            Event::Ask(Ask::Resolve(name)) => Answer::Resolved {
-                result: Ok(self.names.get(&name).cloned().unwrap_or_default()),
-                name,
-            },
+            Event::Ask(Ask::Resolve(name)) => {
+                if let Lock::Closed(closed) = &self.lock {
+                    assert!(closed.names, "{name} cannot be looked up");
+                }
+                Answer::Resolved {
+                    result: Ok(self.names.get(&name).cloned().unwrap_or_default()),
+                    name,
+                }
+            }
             Event::Ask(Ask::Fetch(fetch)) => {
+                if let Lock::Closed(closed) = &self.lock {
+                    let port = fetch.url.port();
+                    assert!(
+                        closed.names && closed.fetches.contains(&port),
+                        "{} cannot be fetched",
+                        fetch.url
+                    );
+                }
                 if let Some((takes, _)) = self.pages.get(&fetch.url.to_string()) {
                     self.enqueue(*takes, Delivery::Fetched(self.fetched.len()));
                 }
                 self.fetched.push((self.now, fetch));
                 return;
+            }
+            Event::Ask(Ask::Bind(remote)) if !self.lets(remote) => {
+                panic!("{remote:?} is behind the firewall");
             }
             Event::Ask(Ask::Bind(remote)) if remote.transport == Transport::Tcp => {
                 match self.open_connection(remote) {
@@ -488,6 +528,30 @@ impl World {
         self.client.handle_answer(answer, self.now);
     }
 
+    /// A plan is applied; only of the latest the client is told.
+    fn apply(&mut self, place: usize) {
+        if place + 1 != self.plans.len() {
+            return;
+        }
+        let plan = &self.plans[place];
+        let locks = plan.lock != Lock::Open;
+        let lock_fault = if locks { self.lock_fault.take() } else { None };
+        let fault = lock_fault.or_else(|| self.apply_fault.take_if(|_| plan.tunnel.is_some()));
+        if fault.is_none() {
+            self.lock = plan.lock.clone();
+        }
+        let answer = Answer::Applied(fault.map_or_else(|| Ok(Some("peregrine0".into())), Err));
+        self.client.handle_answer(answer, self.now);
+    }
+
+    /// Whether the firewall lets out what our own sockets send there.
+    fn lets(&self, remote: Endpoint) -> bool {
+        match &self.lock {
+            Lock::Open => true,
+            Lock::Closed(closed) => closed.gateways.contains(&remote),
+        }
+    }
+
     fn bind(&self, remote: SocketAddr) -> Result<Bound, HostFault> {
         let route = self.link.route(remote.ip());
         let route = route.filter(|_| !self.unreachable.contains(&remote.ip()));
@@ -506,6 +570,9 @@ impl World {
     }
 
     fn carry_up(&mut self, path: Path, datagram: Vec<u8>) {
+        if !self.lets(path.gateway()) {
+            return self.refused.push((self.now, path.gateway()));
+        }
         self.sent.push((self.now, path, datagram.clone()));
         if path.is_tcp() {
             return self.carry_frame(path, &datagram);

@@ -10,7 +10,7 @@ use peregrine_core::command::{Cause, Command, HostFault, State, Status, Traffic}
 use peregrine_core::crypto::Secret;
 use peregrine_core::plan::Plan;
 use peregrine_core::profile::{AuthKind, Credentials};
-use peregrine_platform::driver::{self, Notice};
+use peregrine_platform::driver::{self, Locking, Notice};
 use peregrine_platform::host::Change;
 use peregrine_tests::cast::{Cast, packet};
 use peregrine_tests::eap_server::{EapServer, GtcServer, ServerMethod};
@@ -47,8 +47,9 @@ impl Scene {
             }
         });
         let of_driver = host.clone();
-        let running =
-            tokio::task::spawn_local(async move { driver::run(&of_driver, from_user, notices).await });
+        let running = tokio::task::spawn_local(async move {
+            driver::run(&of_driver, Locking::default(), from_user, notices).await
+        });
         Self {
             host,
             commands: Some(commands),
@@ -407,7 +408,9 @@ async fn asks_for_a_code(read: bool) {
     let (commands, from_user) = mpsc::channel(8);
     let (notices, mut to_user) = mpsc::channel(1);
     let of_driver = host.clone();
-    let running = tokio::task::spawn_local(async move { driver::run(&of_driver, from_user, notices).await });
+    let running = tokio::task::spawn_local(async move {
+        driver::run(&of_driver, Locking::default(), from_user, notices).await
+    });
     let credentials = Credentials::default();
     let connect = Command::Connect(Box::new(cast.profile(AuthKind::EapGtc)), credentials);
     commands.send(connect).await.unwrap();
@@ -448,8 +451,9 @@ fn a_reader_that_sleeps_still_hears_how_it_ended() {
         let (commands, from_user) = mpsc::channel(8);
         let (notices, mut to_user) = mpsc::channel(1);
         let of_driver = host.clone();
-        let running =
-            tokio::task::spawn_local(async move { driver::run(&of_driver, from_user, notices).await });
+        let running = tokio::task::spawn_local(async move {
+            driver::run(&of_driver, Locking::default(), from_user, notices).await
+        });
         let connect = Command::Connect(Box::new(cast.profile(AuthKind::Psk)), cast.credentials());
         commands.send(connect).await.unwrap();
         assert!(host.until(|machine| machine.plans.len() == 2).await);

@@ -144,6 +144,11 @@ fn profile() -> Profile {
     Profile::psk().address(ADDRESS)
 }
 
+/// The same behind the kill switch, which must let these connections out.
+fn locked() -> Profile {
+    profile().network("kill_switch", "true")
+}
+
 fn is_roam(event: &serde_json::Value, transport: &str) -> bool {
     event["event"] == "roam" && event["to"]["transport"] == transport
 }
@@ -175,7 +180,7 @@ fn udp_is_blocked_and_then_let_through_again(lab: &Lab) {
 
 fn from_network_to_network_over_tcp(lab: &Lab) {
     let scene = Scene::new(lab);
-    let mut tunnel = lab.connect(&profile());
+    let mut tunnel = lab.connect(&locked());
     tunnel.connected();
     for round in 0..4 {
         if round % 2 == 0 {
@@ -197,7 +202,7 @@ fn from_network_to_network_over_tcp(lab: &Lab) {
 
 fn a_connection_is_reset(lab: &Lab) {
     let mut scene = Scene::new(lab);
-    let mut tunnel = lab.connect(&profile());
+    let mut tunnel = lab.connect(&locked());
     tunnel.connected();
     for _ in 0..3 {
         scene.say("reset");

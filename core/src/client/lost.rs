@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::attempt::{Attempt, Ready};
 use super::up::{Parts, Up, new_or_resumed};
-use super::{Client, Phase, back_off};
+use super::{Client, Phase, Then, back_off};
 use crate::command::{
     Answer, Bound, Cause, Endpoint, Event, Failure, Path, PromptId, Reconnect, Transport, Why,
 };
@@ -14,7 +14,7 @@ use crate::crypto::Secret;
 use crate::eap::EapError;
 use crate::ike::{Cx, IkeSa, News, SaConfig, Ticket};
 use crate::pki::CertError;
-use crate::plan::{Plan, TunnelConfig};
+use crate::plan::TunnelConfig;
 use crate::timer::{Instant, Timer};
 
 /// After so many attempts at a gateway that another one sent us to, we begin at the profile's own, whatever ticket we
@@ -234,7 +234,7 @@ impl Client {
                 let failures = lost.failures;
                 self.phase = Phase::Lost(lost);
                 if is_final(&failure, failures) {
-                    self.leave(Some(failure), None, now);
+                    self.leave(Then::Fail(failure), now);
                 } else {
                     self.announce();
                 }
@@ -259,9 +259,7 @@ impl Client {
         if up.tunnel == lost.tunnel {
             up.applied = true;
         } else {
-            self.io.events.push_back(Event::Plan(Plan {
-                tunnel: Some(up.tunnel.clone()),
-            }));
+            self.io.events.push_back(Event::Plan(up.tunnel.clone().into()));
         }
         self.shown.since = Some(self.io.unix(now));
         self.phase = Phase::Up(Box::new(up));

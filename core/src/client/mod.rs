@@ -4,6 +4,7 @@
 //! at the instant that [`Client::poll_timeout`] names.
 
 mod attempt;
+mod gate;
 mod lost;
 mod race;
 mod status;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::attempt::{Attempt, Ready};
+use self::gate::{Gate, LockPolicy};
 use self::lost::Lost;
 use self::up::Up;
 use self::waiting::Waiting;
@@ -27,7 +29,7 @@ use crate::crypto::Secret;
 use crate::esp::{self, Discard};
 use crate::ike::{Cx, IKE_PORT, IkeSa, News, SaConfig, add_traffic};
 use crate::pki::revocation;
-use crate::plan::Plan;
+use crate::plan::{Lock, Plan};
 use crate::rng::Rng;
 use crate::timer::{Instant, Timer, UnixTime};
 use crate::wire::Header;
@@ -56,6 +58,8 @@ pub struct Client {
     connections: Vec<Endpoint>,
     /// Packets for the SA that is on its way.
     waiting: Waiting,
+    /// What the firewall lets out.
+    gate: Gate,
     /// What the status says besides the phase.
     shown: Shown,
 }
@@ -112,6 +116,20 @@ struct Leaving {
     applying: bool,
     failure: Option<Failure>,
     next: Option<Arc<SaConfig>>,
+    /// A machine that is locked stays so.
+    stays_locked: bool,
+}
+
+/// Why everything is taken down, and what comes then.
+enum Then {
+    /// The user wants no tunnel: the machine is open.
+    Open,
+    /// Nobody is there to want one any more: a machine that is locked stays so.
+    Rest,
+    /// It failed: the same.
+    Fail(Failure),
+    /// The user wants another one.
+    Connect(Arc<SaConfig>),
 }
 
 #[derive(Default)]
@@ -152,8 +170,15 @@ impl Client {
             retired: Vec::new(),
             connections: Vec::new(),
             waiting: Waiting::default(),
+            gate: Gate::default(),
             shown: Shown::default(),
         }
+    }
+
+    /// The machine is locked already, from an earlier run or a host that does so at its begin. It stays so until
+    /// [`Command::Disconnect`], or a profile without a kill switch.
+    pub fn begin_locked(&mut self, lock: &Lock) {
+        self.gate.begin(lock);
     }
 
     /// Something to send.
@@ -165,7 +190,7 @@ impl Client {
     /// Something to do or to know.
     #[must_use]
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.io.events.pop_front()
+        self.gate.next(&mut self.io.events)
     }
 
     /// When to call [`Client::handle_timeout`] if nothing else happens before, and why.
@@ -187,9 +212,10 @@ impl Client {
         match command {
             Command::Connect(profile, credentials) => {
                 let config = Arc::new(SaConfig::new(*profile, credentials));
-                self.leave(None, Some(config), now);
+                self.leave(Then::Connect(config), now);
             }
-            Command::Disconnect => self.leave(None, None, now),
+            Command::Disconnect => self.leave(Then::Open, now),
+            Command::Rest => self.leave(Then::Rest, now),
             Command::Rekey(kind) => {
                 if let Phase::Up(up) = &mut self.phase
                     && let Some(established) = up.sa.established_mut()
@@ -206,6 +232,7 @@ impl Client {
 
     /// The answer to a question. One that nobody waits for any more is ignored.
     pub fn handle_answer(&mut self, answer: Answer, now: Instant) {
+        self.gate.hear(&answer, &mut self.io.events);
         match answer {
             Answer::Applied(result) => self.applied(result, now),
             Answer::Reply(id, answer) => self.reply(id, answer.as_ref(), now),
@@ -526,6 +553,7 @@ impl Client {
     }
 
     fn connect(&mut self, config: Arc<SaConfig>, now: Instant) {
+        self.gate.set(lock_of(&config));
         self.shown = Shown {
             profile: Some(config.profile.name.clone()),
             host: Some(config.profile.gateway.host.to_string()),
@@ -545,12 +573,13 @@ impl Client {
                 self.shown.since = Some(self.io.unix(now));
                 self.announce();
             }
-            (Phase::Up(_) | Phase::Lost(_), Err(fault)) => {
+            // Without a tunnel it is the lock that could not be put.
+            (Phase::Connecting(_) | Phase::Up(_) | Phase::Lost(_), Err(fault)) => {
                 let failure = Failure {
                     stage: Stage::Apply,
                     cause: Cause::Host(fault),
                 };
-                self.leave(Some(failure), None, now);
+                self.leave(Then::Fail(failure), now);
             }
             (Phase::Leaving(leaving), result) if leaving.applying => {
                 leaving.applying = false;
@@ -598,7 +627,7 @@ impl Client {
             }
             Some(Err(failure)) => {
                 self.reach(failure.stage);
-                self.leave(Some(failure), None, now);
+                self.leave(Then::Fail(failure), now);
             }
         }
     }
@@ -608,17 +637,27 @@ impl Client {
         let Some(up) = Up::new(ready, now) else {
             return;
         };
-        self.io.events.push_back(Event::Plan(Plan {
-            tunnel: Some(up.tunnel.clone()),
-        }));
+        self.io.events.push_back(Event::Plan(up.tunnel.clone().into()));
         self.phase = Phase::Up(Box::new(up));
         self.reach(Stage::Apply);
     }
 
     /// Takes down whatever is up, then does `next`.
-    fn leave(&mut self, failure: Option<Failure>, next: Option<Arc<SaConfig>>, now: Instant) {
+    fn leave(&mut self, then: Then, now: Instant) {
+        // From one locked profile to another, and after a failure, the machine stays locked.
+        let (failure, next, policy) = match then {
+            Then::Open => (None, None, None),
+            Then::Rest => (None, None, self.gate.policy()),
+            Then::Fail(failure) => (Some(failure), None, self.gate.policy()),
+            Then::Connect(config) => {
+                let policy = lock_of(&config);
+                (None, Some(config), policy)
+            }
+        };
+        let stays_locked = policy.is_some();
         // Whoever was idle, or has failed before anything was up, is not seen to disconnect.
         let is_quiet = failure.is_some() || matches!(self.phase, Phase::Idle);
+        let was_locked = self.gate.policy().is_some();
         let (sa, applying) = match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Idle => (None, false),
             Phase::Connecting(mut attempt) => {
@@ -641,7 +680,6 @@ impl Client {
                 if let Some(established) = sa.established() {
                     add_traffic(&mut self.shown.traffic, established.traffic());
                 }
-                self.io.events.push_back(Event::Plan(Plan::default()));
                 (Some(sa), true)
             }
             Phase::Lost(mut lost) => {
@@ -651,7 +689,6 @@ impl Client {
                 if let Some(behind) = lost.behind.take() {
                     self.end(behind, now);
                 }
-                self.io.events.push_back(Event::Plan(Plan::default()));
                 (None, true)
             }
             Phase::Leaving(mut leaving) => {
@@ -660,11 +697,20 @@ impl Client {
                 // Only the user's next wish replaces the one before it.
                 if is_wish {
                     leaving.next = next;
+                    leaving.stays_locked = stays_locked;
                 }
                 self.phase = Phase::Leaving(leaving);
                 return;
             }
         };
+        // A lock that stays needs nobody to wait for it.
+        let applying = applying || (was_locked && policy.is_none());
+        if applying {
+            self.io.events.push_back(Event::Plan(Plan::default()));
+        }
+        if policy != self.gate.policy() {
+            self.gate.set(policy);
+        }
         // An SA that failed has nobody left to talk to.
         let sa = sa.filter(|sa| sa.spi().is_some()).map(|mut sa| {
             sa.close(&mut self.io.cx(now));
@@ -675,6 +721,7 @@ impl Client {
             applying,
             failure,
             next,
+            stays_locked,
         }));
         if applying || !is_quiet {
             self.shown.stage = None;
@@ -691,11 +738,14 @@ impl Client {
             return;
         }
         let (failure, next) = (leaving.failure.take(), leaving.next.take());
+        let stays = leaving.stays_locked && self.gate.is_in_force();
         self.phase = Phase::Idle;
         if let Some(config) = next {
             self.connect(config, now);
             return self.settle(now);
         }
+        // Nothing is let out any more, or everything.
+        self.gate.set(self.gate.policy().filter(|_| stays));
         self.shown.failure = failure;
         self.shown.stage = None;
         self.shown.since = Some(self.io.unix(now));
@@ -713,6 +763,13 @@ impl Client {
         let status = Box::new(self.status());
         self.io.events.push_back(Event::Status(status));
     }
+}
+
+/// What a profile's kill switch asks for.
+fn lock_of(config: &SaConfig) -> Option<LockPolicy> {
+    let network = &config.profile.network;
+    let lan = network.allow_lan;
+    network.kill_switch.then_some(LockPolicy { lan })
 }
 
 /// Whether an IKE message is one without protection that says that its sender does not know an SA (RFC 7296, section

@@ -17,6 +17,7 @@ impl Client {
         let shown = &self.shown;
         let mut status = Status {
             state: match &self.phase {
+                Phase::Idle if self.gate.is_in_force() => State::Blocked,
                 Phase::Idle => State::Idle,
                 Phase::Connecting(_) => State::Connecting,
                 Phase::Up(up) if !up.applied => State::Connecting,

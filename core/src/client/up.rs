@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::attempt::{Attempt, Ready};
 use super::lost::{Lost, after_refusal, is_final, is_refusal};
 use super::switch::Switch;
-use super::{Client, Phase, back_off, hinted_esp};
+use super::{Client, Phase, Then, back_off, hinted_esp};
 use crate::command::{
     Answer, Ask, Bound, Cause, Endpoint, Event, Failure, Happening, Means, Path, PromptId, Reconnect,
     Redirect, Roam, Stage, Transport, Why,
@@ -20,7 +20,7 @@ use crate::esp;
 use crate::ike::{
     Cx, Established, Hint, IKE_PORT, IkeSa, NAT_T_PORT, News, Renewal, SaConfig, Ticket, add_traffic,
 };
-use crate::plan::{Plan, TunnelConfig};
+use crate::plan::TunnelConfig;
 use crate::profile::Host;
 use crate::timer::{Instant, Timer};
 
@@ -617,9 +617,7 @@ impl Up {
         if mtu != self.tunnel.mtu {
             self.tunnel.mtu = mtu;
             self.changed = true;
-            events.push_back(Event::Plan(Plan {
-                tunnel: Some(self.tunnel.clone()),
-            }));
+            events.push_back(Event::Plan(self.tunnel.clone().into()));
         }
     }
 }
@@ -790,9 +788,7 @@ impl Client {
         up.has_twin = false;
         if tunnel != up.tunnel {
             up.tunnel = tunnel;
-            self.io.events.push_back(Event::Plan(Plan {
-                tunnel: Some(up.tunnel.clone()),
-            }));
+            self.io.events.push_back(Event::Plan(up.tunnel.clone().into()));
         }
         self.phase = Phase::Up(up);
         let again = Reconnect {
@@ -835,12 +831,12 @@ impl Client {
         let refused = up.beside.as_mut().and_then(|beside| beside.refused.take());
         if let Some(refused) = refused {
             self.phase = Phase::Up(up);
-            return self.leave(Some(refused), None, now);
+            return self.leave(Then::Fail(refused), now);
         }
         if !up.applied && !up.was_up {
             // The machine never used it: the attempt has failed.
             self.phase = Phase::Up(up);
-            return self.leave(Some(failure), None, now);
+            return self.leave(Then::Fail(failure), now);
         }
         let (mut cx, events) = self.io.split(now);
         let lost = Lost::new(*up, failure, events, &mut cx);

@@ -234,6 +234,20 @@ pub enum PeapInner {
 }
 
 impl AuthKind {
+    /// The keyword of `auth.method`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Psk => "psk",
+            Self::Certificate => "certificate",
+            Self::EapTls => "eap-tls",
+            Self::EapMsChapV2 => "eap-mschapv2",
+            Self::EapGtc => "eap-gtc",
+            Self::EapTtls(_) => "eap-ttls",
+            Self::EapPeap(_) => "eap-peap",
+        }
+    }
+
     /// It is an EAP method.
     #[must_use]
     pub const fn is_eap(self) -> bool {
@@ -354,6 +368,10 @@ pub struct ChildConfig {
 /// Name resolution and packet size.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
+    /// Nothing leaves the machine outside the tunnel while the profile is on.
+    pub kill_switch: bool,
+    /// But the local network may be reached.
+    pub allow_lan: bool,
     /// Whose name servers to use.
     pub dns: DnsPolicy,
     /// Domains to resolve through the tunnel; by default the gateway's.

@@ -331,7 +331,12 @@ impl<'t> Parser<'t, '_> {
         }
         let ike = self.ike(ike);
         let child = self.child(child);
-        let network = self.network(network);
+        let settings = self.network(network);
+        if settings.kill_switch && child.remote_ts.iter().all(|net| net.prefix_len() > 0) {
+            let message = "blocks everything outside `child.remote_ts` and `child.exclude`, the Internet too";
+            self.reader.warn(network, "kill_switch", message);
+        }
+        let network = settings;
         let (ppk, ppk_secret) = self.ppk(auth).unzip();
         let method = method?;
         let credentials = self.credentials(auth, method, identities.as_ref());

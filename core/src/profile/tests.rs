@@ -402,13 +402,30 @@ fn wrong_types_are_told() {
 }
 
 #[test]
+fn a_kill_switch_with_a_part_of_the_networks_is_warned_about() {
+    let locked = |child: &str| read(&with(&format!("{child}[network]\nkill_switch = true\n"))).unwrap();
+    let full = locked("");
+    assert!(full.profile.network.kill_switch && !full.profile.network.allow_lan);
+    assert!(
+        full.report
+            .warnings
+            .iter()
+            .all(|remark| remark.key != "network.kill_switch")
+    );
+    let part = locked("[child]\nremote_ts = [\"10.0.0.0/8\"]\n");
+    let warnings = remarks(&part.report.warnings).join("\n");
+    assert!(
+        warnings.contains("9: network.kill_switch: blocks everything outside"),
+        "{warnings}"
+    );
+    let lan = read(&with("[network]\nkill_switch = true\nallow_lan = true\n")).unwrap();
+    assert!(lan.profile.network.allow_lan && lan.report.not_used.is_empty());
+}
+
+#[test]
 fn what_this_version_cannot_do_is_said() {
     let error = &errors(&with("pkcs11 = \"pkcs11:token=x\"\n"))[0];
     assert!(error.contains("6:1: auth.pkcs11: smart cards"), "{error}");
-    let error = &errors(&with("[network]\nkill_switch = true\n"))[0];
-    assert!(
-        error.contains("7:1: network.kill_switch: this version cannot block") && error.contains("= false")
-    );
     let error = &errors(&with(
         "[ike]\nproposals = [\"aes256gcm16-prfsha384-x25519-ke1_kyber768\"]\n",
     ))[0];
@@ -417,7 +434,9 @@ fn what_this_version_cannot_do_is_said() {
         "{error}"
     );
     let report = read(&with("[network]\nallow_lan = true\n")).unwrap().report;
-    assert!(remarks(&report.not_used)[0].starts_with("7: network.allow_lan: not used by this version"));
+    assert!(
+        remarks(&report.not_used)[0].starts_with("7: network.allow_lan: not used: without `kill_switch`")
+    );
     let error = &errors(&with(
         "[child]\nproposals = [\"aes256gcm16\"]\nrequire_pfs = true\n",
     ))[0];
@@ -1023,6 +1042,37 @@ fn the_gateways_certificates_come_from_files_or_the_profile_itself() {
         .to_string();
     assert!(
         error.contains("3:19: gateway.ca: none.pem: there is no such file"),
+        "{error}"
+    );
+}
+
+/// As the service keeps profiles: all files are in the text, and none is asked for.
+#[test]
+fn a_files_content_may_be_in_the_profile_itself_and_is_not_shown() {
+    let data = |octets: &[u8]| {
+        format!(
+            "data:;base64,{}",
+            <base64ct::Base64 as base64ct::Encoding>::encode_string(octets)
+        )
+    };
+    let (certificate, key) = made("Alice", &["alice.example.org"], false, 2040);
+    let (certificate, key) = (data(certificate.as_bytes()), data(key.as_bytes()));
+    let auth = format!("certificate = \"{certificate}\"\nkey = \"{key}\"\n");
+    let (parsed, _) = with_files(&auth, &[], &[]);
+    let parsed = parsed.unwrap();
+    assert!(parsed.credentials.key.is_some());
+    assert!(!format!("{:?}", parsed.report).contains(key.get(13..60).unwrap()));
+
+    for passphrase in ["correct horse", "later"] {
+        let (parsed, memory) = with_files(&format!("pkcs12 = \"{}\"\n", data(PKCS12)), &[], &[passphrase]);
+        let report = format!("{:?}", parsed.unwrap().report);
+        assert!(!report.contains(data(PKCS12).get(13..60).unwrap()), "{report}");
+        assert_eq!(memory.asked, [("the content of auth.pkcs12".to_owned(), 1)]);
+    }
+    let (parsed, _) = with_files("certificate = \"data:;base64,AAA\"\nkey = \"k\"\n", &[], &[]);
+    let error = parsed.unwrap_err().to_string();
+    assert!(
+        error.contains("auth.certificate: what follows `data:;base64,` is no base64"),
         "{error}"
     );
 }

@@ -7,13 +7,15 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use peregrine_core::command::HostFault;
-use peregrine_core::plan::{Plan, TunnelConfig};
+use peregrine_core::plan::{Lock, Plan, TunnelConfig};
 
 use super::dns;
+use super::lock::{Firewall, Inside, Rules};
 use super::netlink::{Family, Netlink};
 use super::route::{self, Place};
 use super::state::Slot;
@@ -35,6 +37,9 @@ pub(super) struct Machine {
     netlink: Netlink,
     families: Vec<Family>,
     slot: Option<Slot>,
+    firewall: Option<Firewall>,
+    /// What crashed runs left, and is not taken back yet.
+    left_behind: Vec<Slot>,
     device: Option<Link>,
 }
 
@@ -69,37 +74,103 @@ impl Machine {
             netlink,
             families,
             slot: None,
+            firewall: None,
+            left_behind: Vec::new(),
             device: None,
         })
     }
 
-    /// Makes the machine equal to `plan`. If that fails, everything of ours is taken back.
+    /// Makes the machine equal to `plan`. If that fails, everything of ours is taken back but the lock.
     pub(super) fn apply(&mut self, plan: &Plan) -> Result<Made, HostFault> {
         self.claim_slot()?;
+        // Another user, whose records we do not see, may have connected since we claimed it.
+        if let Some(slot) = &self.slot
+            && *plan != Plan::default()
+            && !slot.record.routing
+            && !slot.record.firewall
+            && route::is_taken(&mut self.netlink, Place::of_slot(slot.number), &self.families)?
+        {
+            self.slot = None;
+            self.left_behind.clear();
+            self.claim_slot()?;
+        }
+        // Before anything is taken back, a crashed run's lock too: so that there is no moment without one.
+        if plan.lock != Lock::Open {
+            self.put_firewall(&plan.lock)?;
+        }
+        self.clean_up()?;
         let Some(config) = &plan.tunnel else {
-            self.take_back()?;
+            self.take_back(&plan.lock)?;
             return Ok(Made {
                 queue: None,
                 interface: None,
             });
         };
-        // Another user, whose records we do not see, may have connected since we claimed it.
-        if let Some(slot) = &self.slot
-            && !slot.record.routing
-            && route::is_taken(&mut self.netlink, Place::of_slot(slot.number), &self.families)?
-        {
-            self.slot = None;
-            self.claim_slot()?;
-        }
-        self.put(config).inspect_err(|fault| {
+        let made = self.put(config).and_then(|made| {
+            self.put_firewall(&plan.lock)?;
+            Ok(made)
+        });
+        made.inspect_err(|fault| {
             tracing::debug!(%fault, "taking everything back");
-            if let Err(second) = self.take_back() {
+            if let Err(second) = self.take_back(&plan.lock) {
                 tracing::warn!(%second, "not everything could be taken back; the next start tries again");
             }
         })
     }
 
-    /// Takes a slot for this instance, and takes back what crashed ones left.
+    /// Makes the firewall what the lock and the tunnel that there is ask for. Without a lock it only hides our address,
+    /// and may be missing.
+    fn put_firewall(&mut self, lock: &Lock) -> Result<(), HostFault> {
+        let (Some(slot), Some(firewall)) = (&mut self.slot, &mut self.firewall) else {
+            return Err(fault("write a record", "no slot is held"));
+        };
+        let is_locked = *lock != Lock::Open;
+        if is_locked {
+            // From now on, whatever the system looks up for us does not get out.
+            self.shared.locked.store(true, Ordering::Relaxed);
+        }
+        let shared: Vec<_> = self.shared.gateways().sources().collect();
+        let tunnel = self.shared.tunnel();
+        let inside = tunnel.as_ref().zip(self.device.as_ref());
+        let rules = Rules {
+            lock: lock.clone(),
+            tunnel: inside.map(|(tunnel, link)| Inside::new(&link.name, &tunnel.config, &shared)),
+        };
+        drop(tunnel);
+        let (had_one, was_locked) = (slot.record.firewall, firewall.lock() != Lock::Open);
+        if !had_one {
+            slot.record.firewall = true;
+            slot.save()?;
+        }
+        let done = firewall.put(&rules);
+        if done.is_err() && !had_one {
+            slot.record.firewall = false;
+            slot.save()?;
+        }
+        self.shared
+            .locked
+            .store(is_locked || (was_locked && done.is_err()), Ordering::Relaxed);
+        match done {
+            Err(error) if !is_locked && !was_locked => {
+                tracing::debug!(%error, "neighbours may find out our address in the tunnel");
+                Ok(())
+            }
+            done => done.map_err(|error| fault("set the firewall of the kill switch", error)),
+        }
+    }
+
+    /// Puts the firewall back when somebody else has changed it.
+    pub(super) fn restore_lock(&mut self) {
+        match self.firewall.as_mut().map(Firewall::restore) {
+            Some(Ok(true)) => tracing::warn!("somebody changed our firewall; it is as it was again"),
+            Some(Err(error)) => {
+                tracing::error!(%error, "somebody changed our firewall, and it cannot be put back")
+            }
+            Some(Ok(false)) | None => {}
+        }
+    }
+
+    /// Takes a slot for this instance, and finds what crashed ones left.
     fn claim_slot(&mut self) -> Result<(), HostFault> {
         if self.slot.is_some() {
             return Ok(());
@@ -107,9 +178,18 @@ impl Machine {
         let (left_behind, ours) = Slot::claim(&self.config.state, |number| {
             route::is_taken(&mut self.netlink, Place::of_slot(number), &self.families)
         })?;
+        self.firewall = Some(Firewall::new(&self.config.nft, ours.number));
+        self.slot = Some(ours);
+        self.left_behind = left_behind;
+        Ok(())
+    }
+
+    /// Takes back what crashed runs left.
+    fn clean_up(&mut self) -> Result<(), HostFault> {
         let mut blocked = Ok(());
-        for mut slot in left_behind {
+        for mut slot in std::mem::take(&mut self.left_behind) {
             tracing::info!(slot = slot.number, "taking back what a crashed run left");
+            let mut firewall = Firewall::new(&self.config.nft, slot.number);
             // Its device went with its process.
             let done = undo(
                 &mut self.netlink,
@@ -117,17 +197,19 @@ impl Machine {
                 &self.config.dns,
                 &mut slot,
                 None,
+                Some(&mut firewall),
             );
             match done {
-                // Traffic that still goes by dead rules is no ground to build on.
-                Err(fault) if slot.record.routing => blocked = blocked.and(Err(fault)),
+                // Traffic that still goes by dead rules, or is still blocked, is no ground to build on.
+                Err(fault) if slot.record.routing || slot.record.firewall => {
+                    blocked = blocked.and(Err(fault));
+                    self.left_behind.push(slot);
+                }
                 Err(fault) => tracing::warn!(%fault, "a crashed run left this; the next start tries again"),
                 Ok(()) => (),
             }
         }
-        blocked?;
-        self.slot = Some(ours);
-        Ok(())
+        blocked
     }
 
     fn put(&mut self, config: &TunnelConfig) -> Result<Made, HostFault> {
@@ -251,18 +333,36 @@ impl Machine {
         loosen(&self.shared, slot, link, &tunnel.config)
     }
 
-    /// Takes everything of this instance back, as far as the machine allows.
-    fn take_back(&mut self) -> Result<(), HostFault> {
+    /// Takes everything of this instance back but the lock, as far as the machine allows.
+    fn take_back(&mut self, lock: &Lock) -> Result<(), HostFault> {
         *self.shared.tunnel() = None;
         let Some(slot) = &mut self.slot else { return Ok(()) };
         let device = self.device.take().map(|link| link.index);
-        undo(&mut self.netlink, &self.families, &self.config.dns, slot, device)
+        let is_locked = *lock != Lock::Open;
+        let lifted = self.firewall.as_mut().filter(|_| !is_locked);
+        let undone = undo(
+            &mut self.netlink,
+            &self.families,
+            &self.config.dns,
+            slot,
+            device,
+            lifted,
+        );
+        if is_locked {
+            // Whatever could not be undone.
+            let locked = self.put_firewall(lock);
+            return undone.and(locked);
+        }
+        self.shared.locked.store(false, Ordering::Relaxed);
+        undone
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if let Err(fault) = self.take_back() {
+        // Whatever ended us, only a plan lifts the lock.
+        let lock = self.firewall.as_ref().map_or(Lock::Open, Firewall::lock);
+        if let Err(fault) = self.take_back(&lock) {
             tracing::warn!(%fault, "not everything could be taken back; the next start tries again");
         }
     }
@@ -369,14 +469,15 @@ fn await_own_addresses(netlink: &mut Netlink, added: &[IpNet]) -> io::Result<()>
     Ok(())
 }
 
-/// Takes back, in reverse, what `slot`'s record says, and the device. Goes on after a failure, tells the first one,
-/// and keeps the record of what is left.
+/// Takes back, in reverse, what `slot`'s record says, and the device; the firewall, if it is given. Goes on after a failure,
+/// tells the first one, and keeps the record of what is left.
 fn undo(
     netlink: &mut Netlink,
     families: &[Family],
     dns: &dns::DnsSystem,
     slot: &mut Slot,
     device: Option<u32>,
+    firewall: Option<&mut Firewall>,
 ) -> Result<(), HostFault> {
     let mut first = None;
     let mut note = |done: Result<(), HostFault>| {
@@ -416,11 +517,19 @@ fn undo(
                 .map_err(|error| fault("remove the tunnel device", error)),
         );
     }
-    match first {
-        None => slot.clear(),
-        Some(fault) => {
-            slot.save()?;
-            Err(fault)
-        }
+    // Last, so that nothing gets out on a way that is half taken back.
+    if slot.record.firewall
+        && let Some(firewall) = firewall
+    {
+        let removed = firewall.remove();
+        slot.record.firewall = removed.is_err();
+        note(removed.map_err(|error| fault("unblock what leaves beside the tunnel", error)));
     }
+    let is_left = first.is_some() || slot.record.firewall;
+    if is_left {
+        slot.save()?
+    } else {
+        slot.clear()?
+    }
+    first.map_or(Ok(()), Err)
 }

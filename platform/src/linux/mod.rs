@@ -4,9 +4,11 @@ mod bus;
 mod clock;
 mod dns;
 mod fetch;
+mod lock;
 mod machine;
 mod netlink;
 mod network;
+mod program;
 mod resolve;
 mod route;
 mod socket;
@@ -19,6 +21,8 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -51,6 +55,8 @@ pub struct Config {
     pub state: StateDirectories,
     /// Where name resolution is configured.
     pub dns: DnsSystem,
+    /// Where nft(8) may be, which the kill switch needs.
+    pub nft: Vec<PathBuf>,
     /// What of the packets' work is left to the kernel and the network card.
     pub offloads: Offloads,
 }
@@ -86,6 +92,14 @@ impl Config {
         Self {
             state: StateDirectories::system(),
             dns: DnsSystem::default(),
+            nft: [
+                "/usr/sbin/nft",
+                "/sbin/nft",
+                "/usr/bin/nft",
+                "/run/current-system/sw/bin/nft",
+            ]
+            .map(PathBuf::from)
+            .into(),
             offloads: Offloads::ALL,
         }
     }
@@ -103,7 +117,7 @@ pub fn can_manage_network() -> bool {
         .is_some_and(|mask| mask >> CAP_NET_ADMIN & 1 == 1)
 }
 
-/// This machine. Dropping it takes back everything of ours.
+/// This machine. Dropping it takes back everything of ours but a lock, which only a plan lifts.
 #[derive(Debug)]
 pub struct LinuxHost {
     config: Config,
@@ -117,7 +131,7 @@ pub struct LinuxHost {
 #[derive(Debug)]
 enum Job {
     /// Apply a plan, and tell what came of it.
-    Apply(Plan, oneshot::Sender<Result<Made, HostFault>>),
+    Apply(Box<Plan>, oneshot::Sender<Result<Made, HostFault>>),
     /// Look whether everything of ours is as the last plan says.
     Check(oneshot::Sender<bool>),
     /// Look for reverse-path filters that have become too strict.
@@ -131,9 +145,15 @@ enum Job {
 struct Shared {
     gateways: Mutex<Gateways>,
     tunnel: Mutex<Option<Tunnel>>,
+    /// Only our own sockets get out beside the tunnel.
+    locked: AtomicBool,
 }
 
 impl Shared {
+    fn is_locked(&self) -> bool {
+        self.locked.load(Ordering::Relaxed)
+    }
+
     fn gateways(&self) -> MutexGuard<'_, Gateways> {
         self.gateways.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,6 +192,7 @@ impl LinuxHost {
                         let _unheard = done.send(machine.apply(&plan));
                     }
                     Job::Check(done) => {
+                        machine.restore_lock();
                         let _unheard = done.send(machine.is_intact());
                     }
                     Job::Loosen => {
@@ -246,7 +267,7 @@ impl Host for LinuxHost {
     fn apply(&self, plan: Plan) -> impl Future<Output = Result<Applied<Tun>, HostFault>> + 'static {
         let (done, answer) = oneshot::channel();
         // Not taken: then `done` is dropped with it, and the answer says so.
-        let _not_taken = self.jobs.send(Job::Apply(plan, done));
+        let _not_taken = self.jobs.send(Job::Apply(Box::new(plan), done));
         async move {
             let ended = |_| fault("change this machine", "the thread that does it has ended");
             let Made { queue, interface } = answer.await.map_err(ended)??;

@@ -1,4 +1,4 @@
-//! Noticing that the way to a gateway may have changed, that the machine woke, and that somebody meddles with ours.
+//! Noticing that the way to a gateway may have changed, that the machine woke, and that somebody meddles with what is ours.
 //!
 //! The kernel's messages about links, addresses, routes and rules (rtnetlink(7)) only say *when* to look. What counts
 //! is what the look shows: for each gateway that the client asked a way to, the way that routing chooses now, beside
@@ -42,6 +42,9 @@ use crate::host::{self, Change, Way};
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV4_RULE`, `RTMGRP_IPV6_IFADDR`,
 /// `RTMGRP_IPV6_ROUTE`, and the groups of IPv6's rules and of next hops, which have no such names.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18 | 1 << 31;
+
+/// The group `NFNLGRP_NFTABLES`.
+const NFTABLES: u32 = 1 << 6;
 
 /// The largest message of the kernel's.
 const BUFFER: usize = 65_536;
@@ -106,6 +109,11 @@ impl Gateways {
             }
         }
         news
+    }
+
+    /// Our own addresses on the ways.
+    pub(super) fn sources(&self) -> impl Iterator<Item = IpAddr> {
+        self.ways().map(|way| way.source)
     }
 
     fn ways(&self) -> impl Iterator<Item = &Way> {
@@ -186,6 +194,8 @@ impl Drop for Changes {
 #[derive(Debug)]
 struct Monitor {
     kernel: AsyncFd<File>,
+    /// What the kernel says about the firewall; none where it has no nftables.
+    firewall: Option<AsyncFd<File>>,
     buffer: Vec<u8>,
     /// To look at ways.
     netlink: Netlink,
@@ -210,7 +220,13 @@ impl Monitor {
     fn new(config: &Config, shared: Arc<Shared>, jobs: mpsc::Sender<Job>) -> Result<Self, HostFault> {
         let failed = |error| fault("listen to the kernel about networks", error);
         Ok(Self {
-            kernel: subscribe().and_then(|it| watch(it, READING)).map_err(failed)?,
+            kernel: subscribe(libc::NETLINK_ROUTE, GROUPS)
+                .and_then(|it| watch(it, READING))
+                .map_err(failed)?,
+            firewall: subscribe(libc::NETLINK_NETFILTER, NFTABLES)
+                .and_then(|it| watch(it, READING))
+                .inspect_err(|error| tracing::debug!(%error, "changes of the firewall are not noticed"))
+                .ok(),
             buffer: vec![0; BUFFER],
             netlink: Netlink::open().map_err(failed)?,
             shared,
@@ -418,6 +434,7 @@ impl Monitor {
                         return Change::Plan;
                     }
                 }
+                () = firewall_changed(self.firewall.as_ref()) => note(&mut self.ours),
                 () = file_changed(self.files.as_mut()) => note(&mut self.ours),
                 () = self.logind.woke() => return Change::Woke,
             }
@@ -464,6 +481,16 @@ async fn answer(check: &mut Option<oneshot::Receiver<bool>>) -> bool {
     }
 }
 
+/// Waits until anything about the firewall has changed. What it was does not matter.
+async fn firewall_changed(firewall: Option<&AsyncFd<File>>) {
+    match firewall {
+        Some(firewall) => {
+            let _lost = listen(firewall, &mut [0; 4096]).await;
+        }
+        None => pending().await,
+    }
+}
+
 async fn file_changed(files: Option<&mut Watch>) {
     match files {
         Some(files) => files.changed().await,
@@ -472,14 +499,14 @@ async fn file_changed(files: Option<&mut Watch>) {
 }
 
 /// A socket that gets the kernel's messages. Messages of other processes do not reach it (netlink(7)).
-fn subscribe() -> io::Result<File> {
+fn subscribe(protocol: i32, groups: u32) -> io::Result<File> {
     let socket = Socket::new(
         Domain::from(libc::AF_NETLINK),
         Type::RAW.nonblocking().cloexec(),
-        Some(Protocol::from(libc::NETLINK_ROUTE)),
+        Some(Protocol::from(protocol)),
     )?;
     let _smaller = socket.set_recv_buffer_size(RECEIVE_BUFFER);
-    nix::sys::socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+    nix::sys::socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
     Ok(File::from(OwnedFd::from(socket)))
 }
 

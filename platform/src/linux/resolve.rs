@@ -4,6 +4,9 @@
 //! or send its question into the tunnel, which may be just what does not work; so we ask those whom the system would
 //! ask without us, beside the tunnel: systemd-resolved about the physical links, or the servers that `resolv.conf`
 //! would name, from sockets with our mark. `/etc/hosts` comes first, as it does for the system.
+//!
+//! While the machine is locked, nobody but us gets an answer from outside: then we ask the servers themselves, also those of
+//! systemd-resolved's list, whether there is a tunnel or not.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, ToSocketAddrs as _};
@@ -46,12 +49,16 @@ const ANYWHERE: [&str; 2] = ["198.51.100.1", "2001:db8::1"];
 /// not the system that looks.
 pub(super) fn look_up(shared: &Shared, system: &DnsSystem, name: &str) -> io::Result<Vec<IpAddr>> {
     let tunnel = shared.tunnel().clone();
+    let is_usable = tunnel
+        .as_ref()
+        .is_none_or(|tunnel| is_system_usable(tunnel, system));
     match tunnel {
-        Some(tunnel) if !is_system_usable(&tunnel, system) => {
+        tunnel if shared.is_locked() || !is_usable => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            let addresses = async { timeout(PATIENCE_BESIDE, beside(shared, &tunnel, system, name)).await };
+            let addresses =
+                async { timeout(PATIENCE_BESIDE, beside(shared, tunnel.as_ref(), system, name)).await };
             let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no name server answered in time");
             runtime.block_on(addresses).map_err(late)?
         }
@@ -76,12 +83,21 @@ fn is_system_usable(tunnel: &Tunnel, system: &DnsSystem) -> bool {
         && dns::servers(&text()).all(|server| server.is_loopback() || !route::keeps(&tunnel.config, server))
 }
 
-async fn beside(shared: &Shared, tunnel: &Tunnel, system: &DnsSystem, name: &str) -> io::Result<Vec<IpAddr>> {
+async fn beside(
+    shared: &Shared,
+    tunnel: Option<&Tunnel>,
+    system: &DnsSystem,
+    name: &str,
+) -> io::Result<Vec<IpAddr>> {
     let in_file = in_hosts(&dns::read_to_string(&system.hosts).unwrap_or_default(), name);
     if !in_file.is_empty() {
         return Ok(in_file);
     }
-    if tunnel.replaced.as_ref().is_some_and(dns::Replaced::is_resolved) {
+    let replaced = tunnel.and_then(|tunnel| tunnel.replaced.as_ref());
+    if let Some(tunnel) = tunnel
+        && !shared.is_locked()
+        && replaced.is_some_and(dns::Replaced::is_resolved)
+    {
         let mut answered = false;
         for link in physical_links(shared, tunnel) {
             match dns::ask_resolved(system, link, name).await {
@@ -94,9 +110,9 @@ async fn beside(shared: &Shared, tunnel: &Tunnel, system: &DnsSystem, name: &str
             return Ok(Vec::new());
         }
     }
-    let text = match &tunnel.replaced {
+    let text = match replaced {
         Some(replaced) => replaced.resolv_conf(system),
-        None => dns::read_to_string(&system.resolv_conf).unwrap_or_default(),
+        None => dns::upstream(system),
     };
     ask_in_turn(&servers(&text), &candidates(&text, name)).await
 }

@@ -66,6 +66,9 @@ pub(super) struct Record {
     pub(super) sysctls: Vec<sysctl::Saved>,
     /// How name resolution was changed.
     pub(super) dns: Option<dns::Undo>,
+    /// The slot's tables of the firewall are in use.
+    #[serde(default)]
+    pub(super) firewall: bool,
 }
 
 /// A held slot.
@@ -164,6 +167,7 @@ impl Slot {
                 tracing::warn!(path = %path.display(), %error, "the record of a crashed run cannot be read");
                 Record {
                     routing: true,
+                    firewall: true,
                     ..self.record.clone()
                 }
             }

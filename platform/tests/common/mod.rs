@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
-use peregrine_core::plan::{Dns, Plan, TunnelConfig};
+use peregrine_core::plan::{Dns, Lock, Plan, TunnelConfig};
 use peregrine_platform::linux::{Config, DnsSystem, LinuxHost, Offloads, StateDirectories};
 
 /// A thread with a network and a mount namespace of its own, which live as long as it does.
@@ -228,6 +228,7 @@ pub(crate) fn config_in(root: &Path) -> Config {
             resolvconf: Vec::new(),
             bus: None,
         },
+        nft: vec!["/usr/sbin/nft".into()],
         offloads: Offloads::ALL,
     }
 }
@@ -293,6 +294,7 @@ pub(crate) fn plan(addresses: &[&str], routes: &[&str], servers: &[&str]) -> Pla
             },
             mtu: 1400,
         }),
+        lock: Lock::Open,
     }
 }
 

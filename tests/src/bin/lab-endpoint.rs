@@ -120,6 +120,7 @@ async fn serve(outer: IpAddr, inner: IpAddr, esp: EspProposal) -> io::Result<()>
             dns: Dns::default(),
             mtu: MTU,
         }),
+        ..Plan::default()
     };
     let applied = host.apply(plan).await.map_err(failed)?;
     packets.set_device(applied.tun);

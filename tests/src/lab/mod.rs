@@ -221,7 +221,15 @@ impl Lab {
         Capture::start(self.command(place, "tcpdump"), interface, path, "0")
     }
 
-    /// The same, but only the beginnings of frames, with their headers: many more of these find room until they are written.
+    /// Starts to capture what the client sends by an interface: what its router hears on the one of the same name.
+    pub fn capture_from(&self, interface: &str) -> Capture {
+        let path = self.file("capture.pcap", "");
+        let mut command = self.command("rtr", "tcpdump");
+        command.args(["-Q", "in"]);
+        Capture::start(command, interface, path, "0")
+    }
+
+    /// The same as [`Self::capture`], but only the beginnings of frames, with their headers: many more of these find room until they are written.
     pub fn capture_headers(&self, place: &str, interface: &str) -> Capture {
         let path = self.file("capture.pcap", "");
         Capture::start(self.command(place, "tcpdump"), interface, path, "128")

@@ -185,8 +185,8 @@ pub fn write_udp(path: &std::path::Path, payloads: &[Vec<u8>]) {
     std::fs::write(path, file).expect("the capture can be written");
 }
 
-/// The frames of a pcap file (magic 0xa1b2c3d4, link type Ethernet).
-fn frames(file: &[u8]) -> Option<Vec<Frame>> {
+/// The frames of a pcap file (magic 0xa1b2c3d4, link type Ethernet); none when it is not one of this machine's byte order.
+pub fn frames(file: &[u8]) -> Option<Vec<Frame>> {
     let (header, mut rest) = file.split_at_checked(24)?;
     if header.get(..4)? != 0xa1b2_c3d4_u32.to_ne_bytes() || header.get(20..)? != 1_u32.to_ne_bytes() {
         return None;
@@ -219,7 +219,13 @@ fn ipv4(packet: &[u8]) -> Option<Frame> {
     let destination = IpAddr::from(<[u8; 4]>::try_from(packet.get(16..20)?).ok()?);
     let protocol = *packet.get(9)?;
     if fragment || protocol != 17 {
-        return Some(other(protocol, fragment, source, destination));
+        return Some(other(
+            protocol,
+            fragment,
+            source,
+            destination,
+            packet.get(header..)?,
+        ));
     }
     udp(packet.get(header..total)?, source, destination)
 }
@@ -234,14 +240,20 @@ fn ipv6(packet: &[u8]) -> Option<Frame> {
         58 if matches!(body.first()?, 130..=137 | 143) => Some(Frame::Neighbours),
         // Multicast listener reports come behind a hop-by-hop header with the router alert option.
         0 if body.first() == Some(&58) && matches!(body.get(8)?, 130..=132 | 143) => Some(Frame::Neighbours),
-        protocol => Some(other(protocol, protocol == 44, source, destination)),
+        protocol => Some(other(protocol, protocol == 44, source, destination, body)),
     }
 }
 
-fn other(protocol: u8, fragment: bool, source: IpAddr, destination: IpAddr) -> Frame {
+fn other(protocol: u8, fragment: bool, source: IpAddr, destination: IpAddr, payload: &[u8]) -> Frame {
     let kind = if fragment { "a fragment of " } else { "" };
+    let detail = match (protocol, payload) {
+        _ if fragment => String::new(),
+        (6, [_, _, high, low, ..]) => format!(", port {}", u16::from_be_bytes([*high, *low])),
+        (1 | 58, [kind, ..]) => format!(", type {kind}"),
+        _ => String::new(),
+    };
     Frame::Other(format!(
-        "{kind}IP protocol {protocol} from {source} to {destination}"
+        "{kind}IP protocol {protocol} from {source} to {destination}{detail}"
     ))
 }
 

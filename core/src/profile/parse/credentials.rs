@@ -5,6 +5,8 @@ use std::ops::Range;
 use super::super::reader::Section;
 use super::super::{Anchors, Auth, AuthKind, Credentials, Identity};
 use super::{FileRef, Method, Parser, Passphrase};
+use base64ct::{Base64, Encoding as _};
+
 use crate::crypto::Secret;
 use crate::pki::{self, Certificate, LoadError, PrivateKey};
 
@@ -147,7 +149,8 @@ impl<'t> Parser<'t, '_> {
         let what = name_of(section, "key", key_text);
         let load = |passphrase: Option<&Secret>| pki::load_private_key(&octets, passphrase);
         let Opened::Open(key) = self.open(section, "key", key_span, &what, load)? else {
-            self.reader.used(section, "certificate", text);
+            let shown = name_of(section, "certificate", text);
+            self.reader.used(section, "certificate", shown);
             self.reader.used(section, "key", format!("{what} ({ENCRYPTED})"));
             return Some((None, chain));
         };
@@ -168,10 +171,11 @@ impl<'t> Parser<'t, '_> {
     fn pkcs12(&mut self, section: Section<'_, 't>) -> Option<(Option<PrivateKey>, Vec<Certificate>)> {
         let (text, span) = self.reader.silent_text(section, "pkcs12")?;
         let octets = self.octets(section, "pkcs12", text, span.clone())?;
+        let what = name_of(section, "pkcs12", text);
         let load = |passphrase: Option<&Secret>| pki::load_pkcs12(&octets, passphrase);
-        let Opened::Open((key, chain)) = self.open(section, "pkcs12", span, text, load)? else {
+        let Opened::Open((key, chain)) = self.open(section, "pkcs12", span, &what, load)? else {
             self.reader
-                .used(section, "pkcs12", format!("{text} ({ENCRYPTED})"));
+                .used(section, "pkcs12", format!("{what} ({ENCRYPTED})"));
             return Some((None, Vec::new()));
         };
         let shown = self.describe(section, "pkcs12", text, chain.first()?);
@@ -264,6 +268,14 @@ impl<'t> Parser<'t, '_> {
         if is_inline(text) {
             return Some(text.as_bytes().to_vec().into());
         }
+        if let Some(base64) = text.strip_prefix(DATA) {
+            let decoded = Base64::decode_vec(base64);
+            if decoded.is_err() {
+                let message = "what follows `data:;base64,` is no base64";
+                self.reader.error(span, Some(section.key(key)), message);
+            }
+            return decoded.ok().map(Into::into);
+        }
         match self.source.load(&FileRef {
             key: section.key(key),
             path: text.to_owned(),
@@ -321,9 +333,14 @@ fn is_inline(text: &str) -> bool {
     text.contains("-----BEGIN ")
 }
 
+/// How a file's content begins that is in the profile itself (RFC 2397).
+const DATA: &str = "data:;base64,";
+
 /// The file's path as written, or that the value is in the profile itself.
-fn name_of(section: Section<'_, '_>, key: &str, text: &str) -> String {
-    if is_inline(text) {
+pub(super) fn name_of(section: Section<'_, '_>, key: &str, text: &str) -> String {
+    if text.starts_with(DATA) {
+        format!("the content of {}", section.key(key))
+    } else if is_inline(text) {
         format!("the PEM text of {}", section.key(key))
     } else {
         text.to_owned()

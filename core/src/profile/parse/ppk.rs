@@ -3,6 +3,7 @@
 use super::super::Ppk;
 use super::super::reader::{self, Section};
 use super::Parser;
+use super::credentials::name_of;
 use crate::crypto::Secret;
 
 /// The least strength (RFC 8784, section 6): half of it is left against a quantum computer.
@@ -53,7 +54,8 @@ impl<'t> Parser<'t, '_> {
             Secret::from_slice(text.as_bytes())
         } else {
             let octets = self.octets(section, key, text, span)?;
-            self.reader.used(section, key, text);
+            let name = name_of(section, key, text);
+            self.reader.used(section, key, name);
             Secret::from_slice(without_end_of_line(&octets))
         };
         let bits = strength(secret.as_bytes());

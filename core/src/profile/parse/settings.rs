@@ -178,13 +178,11 @@ impl<'t> Parser<'t, '_> {
     }
 
     pub(super) fn network(&mut self, section: Section<'_, 't>) -> NetworkConfig {
-        self.kill_switch(section);
-        if self.switch_if_there(section, "allow_lan").is_some() {
-            self.reader.not_used(
-                section,
-                "allow_lan",
-                "not used by this version: it blocks nothing",
-            );
+        let kill_switch = self.kill_switch(section);
+        let allow_lan = self.switch(section, "allow_lan", false);
+        if !kill_switch && section.has("allow_lan") {
+            let message = "not used: without `kill_switch` nothing is blocked";
+            self.reader.not_used(section, "allow_lan", message);
         }
         let dns = self
             .reader
@@ -215,6 +213,8 @@ impl<'t> Parser<'t, '_> {
             });
         let tcp_fallback = self.switch(section, "tcp_fallback", true);
         NetworkConfig {
+            kill_switch,
+            allow_lan: kill_switch && allow_lan,
             dns,
             domains,
             mtu,
@@ -222,22 +222,12 @@ impl<'t> Parser<'t, '_> {
         }
     }
 
-    /// We do not pretend to protect: a profile that counts on the kill switch is refused.
-    fn kill_switch(&mut self, section: Section<'_, 't>) {
-        match self.switch_if_there(section, "kill_switch") {
-            Some(true) => self.reader.error_at(
-                section,
-                "kill_switch",
-                "this version cannot block traffic outside the tunnel; write `kill_switch = false` \
-                 if the connection may be used without that protection",
-            ),
-            Some(false) => {}
-            None if section.has("kill_switch") => {}
-            None => {
-                let value = "false: traffic is not blocked when the tunnel is down";
-                self.reader.defaulted(section, "kill_switch", value);
-            }
-        }
+    fn kill_switch(&mut self, section: Section<'_, 't>) -> bool {
+        let default = "false: traffic is not blocked when the tunnel is down";
+        self.reader
+            .value_or(section, "kill_switch", false, default, |_, value| {
+                reader::boolean(value)
+            })
     }
 
     fn switch(&mut self, section: Section<'_, 't>, key: &str, default: bool) -> bool {
@@ -245,10 +235,6 @@ impl<'t> Parser<'t, '_> {
             .value_or(section, key, default, default.to_string(), |_, value| {
                 reader::boolean(value)
             })
-    }
-
-    fn switch_if_there(&mut self, section: Section<'_, 't>, key: &str) -> Option<bool> {
-        self.reader.value(section, key, |_, value| reader::boolean(value))
     }
 
     fn seconds(

@@ -226,6 +226,16 @@ pub(super) async fn ask_resolved(system: &DnsSystem, link: u32, name: &str) -> R
     resolved::look_up(system.bus.as_deref(), link, name).await
 }
 
+/// `resolv.conf` as it names those servers that lie outside this machine, as far as that can be told.
+pub(super) fn upstream(system: &DnsSystem) -> String {
+    let path = if resolved::is_in_charge(&system.resolv_conf) {
+        Path::new(resolved::UPSTREAM)
+    } else {
+        &system.resolv_conf
+    };
+    read_to_string(path).unwrap_or_default()
+}
+
 /// The servers that a `resolv.conf` names.
 pub(super) fn servers(content: &str) -> impl Iterator<Item = IpAddr> {
     content.lines().filter_map(|line| {
