@@ -45,6 +45,21 @@ pub(crate) enum Command {
     Connect(ConnectOptions),
     /// Read a profile and tell what is used, defaulted, doubtful, or wrong
     Check(CheckOptions),
+    /// Add a profile, with everything that it names, to the service
+    Import(ImportOptions),
+    /// Print a profile of the service's
+    Export(ExportOptions),
+    /// Remove a profile from the service
+    Remove(RemoveOptions),
+    /// List the profiles that the service has for you
+    List(ListOptions),
+    /// Have the service bring a tunnel up
+    #[command(after_help = STATUS)]
+    Up(UpOptions),
+    /// Have the service take the tunnel down, and open what the kill switch has locked
+    Down,
+    /// Tell what the service's tunnel does
+    Status(StatusOptions),
     /// Print a completion script for a shell
     Completions {
         /// For which shell
@@ -85,6 +100,58 @@ pub(crate) enum Offload {
     UdpGso,
     /// Datagrams come from the network in large pieces
     UdpGro,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImportOptions {
+    /// The profile
+    pub(crate) file: PathBuf,
+    /// Call it this, and not what it calls itself
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Take the place of a profile of the same name
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExportOptions {
+    /// Which profile
+    pub(crate) name: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RemoveOptions {
+    /// Which profile
+    pub(crate) name: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ListOptions {
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct UpOptions {
+    /// Which profile
+    pub(crate) name: String,
+    /// Give up when the tunnel is not up after this many seconds
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub(crate) timeout: Option<u32>,
+    #[command(flatten)]
+    pub(crate) secret: SecretOptions,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatusOptions {
+    /// Print JSON: one object, or with --watch one event a line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Go on until Ctrl-C
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -130,6 +197,13 @@ mod tests {
             "peregrine connect office.toml --password-fd 3",
             "peregrine connect office.toml --without tso,udp-gso --without udp-gro",
             "peregrine check office.toml --json",
+            "peregrine import office.toml --name Office --replace",
+            "peregrine export Office",
+            "peregrine remove Office",
+            "peregrine list --json",
+            "peregrine up Office --timeout 30 --password-fd 3",
+            "peregrine down",
+            "peregrine status --json --watch",
             "peregrine completions bash",
             "peregrine man connect",
         ] {

@@ -3,7 +3,9 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use peregrine_core::command::{Cause, Failure, Phase};
+use peregrine_core::command::{Failure, Kind};
+use serde::Deserialize as _;
+use serde_json::Value;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,60 +28,30 @@ impl From<Exit> for ExitCode {
     }
 }
 
+impl From<Kind> for Exit {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Unreachable => Self::Unreachable,
+            Kind::Phase1 => Self::Phase1,
+            Kind::Phase2 => Self::Phase2,
+            Kind::Authentication => Self::Authentication,
+            Kind::Host => Self::Host,
+            Kind::TimedOut => Self::TimedOut,
+            Kind::Cancelled => Self::Unexpected,
+        }
+    }
+}
+
 impl From<&Failure> for Exit {
     fn from(failure: &Failure) -> Self {
-        match &failure.cause {
-            Cause::NameNotFound(_) | Cause::NoRoute(_) | Cause::NoAnswer | Cause::NoAnswerOverTcp(_) => {
-                Self::Unreachable
-            }
-            Cause::Ikev1Only
-            | Cause::NoIkeProposal
-            | Cause::NoPostQuantum
-            | Cause::NotResumed
-            | Cause::Redirected(_)
-            | Cause::RedirectRefused { .. }
-            | Cause::KeyExchangeNotOffered(_) => Self::Phase1,
-            Cause::NoChildProposal
-            | Cause::SelectorsRefused
-            | Cause::SelectorsNotSubset
-            | Cause::SelectorsNarrowed(_)
-            | Cause::NoInnerAddress
-            | Cause::ChildRefused(_)
-            | Cause::ChildProtocol(_) => Self::Phase2,
-            Cause::Certificate(_)
-            | Cause::IdentityMismatch { .. }
-            | Cause::GatewayAuthInvalid(_)
-            | Cause::AuthMethodNotAllowed(_)
-            | Cause::Sha1Only
-            | Cause::CertificateForPsk(_)
-            | Cause::EapKeyMismatch
-            | Cause::Unanswered(_)
-            | Cause::OneRoundOnly
-            | Cause::GatewayUnproven
-            | Cause::AuthenticationFailed
-            | Cause::PpkNotUsed
-            | Cause::EapMethod { .. }
-            | Cause::EapExpectation { .. }
-            | Cause::Eap(_)
-            | Cause::Credential(_) => Self::Authentication,
-            Cause::Host(_) => Self::Host,
-            Cause::TimedOut => Self::TimedOut,
-            Cause::Cancelled => Self::Unexpected,
-            Cause::Protocol(_)
-            | Cause::Refused(_)
-            | Cause::WentSilent
-            | Cause::DeletedByGateway
-            | Cause::EndedByGateway(_)
-            | Cause::Expired
-            | Cause::LeftBehind
-            | Cause::PeerDead
-            | Cause::Exhausted => match failure.phase() {
-                Phase::Network => Self::Unreachable,
-                Phase::Phase1 => Self::Phase1,
-                Phase::Phase2 => Self::Phase2,
-                Phase::Host => Self::Host,
-            },
-        }
+        failure.kind().into()
+    }
+}
+
+impl Exit {
+    /// Of a failure as the service tells it.
+    pub(crate) fn of(failure: &Value) -> Self {
+        Kind::deserialize(&failure["kind"]).map_or(Self::Unexpected, Self::from)
     }
 }
 
@@ -95,6 +67,18 @@ pub(crate) fn unexpected(message: &str) -> Exit {
     Exit::Unexpected
 }
 
+/// Tells what this machine refuses.
+pub(crate) fn host(message: &str) -> Exit {
+    complain(message);
+    Exit::Host
+}
+
+/// Tells what took too long.
+pub(crate) fn late(message: &str) -> Exit {
+    complain(message);
+    Exit::TimedOut
+}
+
 fn complain(message: &str) {
     // Who closed the standard error does not want to know.
     let _unheard = writeln!(std::io::stderr(), "peregrine: {message}");
@@ -102,7 +86,7 @@ fn complain(message: &str) {
 
 #[cfg(test)]
 mod tests {
-    use peregrine_core::command::{HostFault, Stage};
+    use peregrine_core::command::{Cause, HostFault, Stage};
     use peregrine_core::wire::iana::{AuthMethod, NotifyType};
 
     use super::*;

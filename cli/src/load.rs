@@ -8,6 +8,7 @@ use peregrine_core::crypto::Secret;
 use peregrine_core::pki::Certificate;
 use peregrine_core::profile::{self, FileRef, MissingSecret, Parsed, Passphrase, ProfileErrors, Source};
 use peregrine_core::timer::UnixTime;
+use peregrine_platform::ipc::Text;
 
 use crate::answers::Answers;
 use crate::args::SecretOptions;
@@ -73,6 +74,15 @@ impl Secrets {
 /// Reads a profile and every file it names.
 pub(crate) fn load(path: &Path, secrets: &Secrets) -> Result<Parsed, LoadFault> {
     let shown = path.display().to_string();
+    let text = text(path)?;
+    let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
+    let mut files = Files { folder, secrets };
+    profile::parse(text.as_str(), &shown, &mut files, now()).map_err(LoadFault::Profile)
+}
+
+/// Reads a profile's text.
+pub(crate) fn text(path: &Path) -> Result<Text, LoadFault> {
+    let shown = path.display().to_string();
     let octets = read(path).map_err(|reason| LoadFault::Other(format!("{shown}: {reason}")))?;
     let octets = Secret::new(octets);
     let text = std::str::from_utf8(octets.as_bytes())
@@ -82,9 +92,7 @@ pub(crate) fn load(path: &Path, secrets: &Secrets) -> Result<Parsed, LoadFault> 
             "{shown}: it is {format}; this version reads TOML profiles only"
         )));
     }
-    let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
-    let mut files = Files { folder, secrets };
-    profile::parse(text, &shown, &mut files, now()).map_err(LoadFault::Profile)
+    Ok(Text::new(text))
 }
 
 /// The wall clock.
@@ -140,25 +148,30 @@ impl Source for Files<'_> {
     }
 
     fn system_anchors(&mut self) -> Result<Vec<Certificate>, String> {
-        let found = rustls_native_certs::load_native_certs();
-        let certificates: Vec<Certificate> = found
-            .certs
-            .iter()
-            .filter_map(|der| Certificate::from_der(der).ok())
-            .collect();
-        if !certificates.is_empty() {
-            return Ok(certificates);
-        }
-        let reason = found
-            .errors
-            .first()
-            .map_or_else(|| "it is empty".to_owned(), ToString::to_string);
-        Err(reason)
+        system_anchors()
     }
 }
 
+/// The certification authorities that the operating system trusts.
+pub(crate) fn system_anchors() -> Result<Vec<Certificate>, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let certificates: Vec<Certificate> = found
+        .certs
+        .iter()
+        .filter_map(|der| Certificate::from_der(der).ok())
+        .collect();
+    if !certificates.is_empty() {
+        return Ok(certificates);
+    }
+    let reason = found
+        .errors
+        .first()
+        .map_or_else(|| "it is empty".to_owned(), ToString::to_string);
+    Err(reason)
+}
+
 /// A file's octets, or why not.
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let mut octets = Vec::new();
     let file = std::fs::File::open(path).map_err(|error| sentence(&error))?;
     file.take(MAX_FILE + 1)

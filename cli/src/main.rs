@@ -7,12 +7,14 @@ use clap::{CommandFactory as _, Parser as _};
 
 mod answers;
 mod args;
+mod bundle;
 mod check;
 mod connect;
 mod exit;
 mod load;
 mod render;
 mod screen;
+mod service;
 
 use args::{Args, Command};
 use exit::Exit;
@@ -23,6 +25,13 @@ fn main() -> ExitCode {
     let ended = match args.command {
         Command::Connect(options) => connect::run(&options, args.verbose),
         Command::Check(options) => check::run(&options),
+        Command::Import(options) => service::import(&options),
+        Command::Export(options) => service::export(&options),
+        Command::Remove(options) => service::remove(&options),
+        Command::List(options) => service::list(&options),
+        Command::Up(options) => service::up(&options),
+        Command::Down => service::down(),
+        Command::Status(options) => service::status(&options),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "peregrine", &mut script);

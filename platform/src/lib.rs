@@ -9,6 +9,7 @@
 //! | [`driver`] | the loop: `Client` <-> `Host` <-> channels |
 //! | [`host`] | what the driver asks of an operating system, without naming one |
 //! | [`clock`] | an instant that counts sleep, the wall clock, entropy |
+//! | [`ipc`] | what user interfaces and the service say to each other |
 //! | `http` | one request over HTTP/1.1, and its answer |
 //! | [`packets`] | packets on their way between the tunnel device and the sockets |
 //! | [`links`] | the sockets in use, one for each way, and what waits to be sent |
@@ -23,6 +24,7 @@ pub mod dataplane;
 pub mod driver;
 pub mod host;
 mod http;
+pub mod ipc;
 pub mod links;
 #[cfg(target_os = "linux")]
 pub mod linux;
