@@ -52,6 +52,8 @@ pub(crate) fn run(options: &ConnectOptions, verbose: u8) -> Exit {
             offloads: offloads(&options.without),
             ..linux::Config::system()
         };
+        // A failure leaves the machine as it was: also locked.
+        let was_locked = linux::is_left_locked(&config).unwrap_or(true);
         let host = match LinuxHost::new(config) {
             Ok(host) => host,
             Err(fault) => {
@@ -69,6 +71,7 @@ pub(crate) fn run(options: &ConnectOptions, verbose: u8) -> Exit {
                 credentials,
                 &answers.beside(),
                 timeout,
+                was_locked,
                 &mut output,
             ))
             .map_err(|error| error.to_string())
@@ -148,6 +151,7 @@ async fn follow(
     credentials: Credentials,
     answers: &Beside,
     timeout: Option<Duration>,
+    was_locked: bool,
     output: &mut Output,
 ) -> std::io::Result<Exit> {
     let mut interrupts = [
@@ -182,18 +186,18 @@ async fn follow(
             Some(notice) = notice_queue.recv() => match notice {
                 Notice::Status(status) => {
                     output.status(&status);
-                    begun |= status.state != State::Idle || status.failure.is_some();
+                    begun |= !matches!(status.state, State::Idle | State::Blocked) || status.failure.is_some();
                     let is_over = match status.state {
                         State::Idle => begun,
                         // Whoever asked for a tunnel sees that there is none, and the machine is as it was. But what was
                         // in a tunnel does not go beside it before somebody has seen that it is gone.
-                        State::Blocked => !output.progress.is_connected(),
+                        State::Blocked => begun && !was_locked && !output.progress.is_connected(),
                         _ => false,
                     };
                     if is_over {
                         failure = status.failure.or(failure);
                         commands = None; // ends the driver
-                    } else if status.state == State::Blocked && blocked.is_none() {
+                    } else if status.state == State::Blocked && begun && blocked.is_none() {
                         blocked = status.failure.map(|failure| output.block(&failure));
                     }
                 }

@@ -446,6 +446,8 @@ impl Stage {
 pub struct Status {
     /// What is up.
     pub state: State,
+    /// How often a tunnel has been wanted since the program began: tells what is said of one from what is said of the next.
+    pub connection: u64,
     /// The profile's name.
     pub profile: Option<String>,
     /// Since when the state word is true.

@@ -364,7 +364,7 @@ impl<'h, H: Host> Driver<'h, H> {
 
     /// Somebody else changed what the plan put on the machine.
     fn repair_soon(&mut self, now: Instant) {
-        if self.plans.wanted.tunnel.is_none() {
+        if self.plans.wanted == Plan::default() {
             return;
         }
         let earliest = self.repaired.map_or(now, |last| last + REPAIR_EVERY);
@@ -378,9 +378,9 @@ impl<'h, H: Host> Driver<'h, H> {
             return;
         }
         self.repair_at = None;
-        if self.plans.wanted.tunnel.is_some() {
+        if self.plans.wanted != Plan::default() {
             tracing::warn!(
-                "somebody changed the tunnel's device, routes, rules or name servers; putting them back"
+                "somebody changed the tunnel's device, routes, rules, name servers or firewall; putting them back"
             );
             self.repaired = Some(now);
             let wanted = self.plans.wanted.clone();

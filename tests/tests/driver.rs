@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use peregrine_core::command::{Cause, Command, HostFault, State, Status, Traffic};
 use peregrine_core::crypto::Secret;
-use peregrine_core::plan::Plan;
+use peregrine_core::plan::{Closed, Lock, Plan};
 use peregrine_core::profile::{AuthKind, Credentials};
 use peregrine_platform::driver::{self, Locking, Notice};
 use peregrine_platform::host::Change;
@@ -34,6 +34,10 @@ impl Scene {
     }
 
     fn with(prepare: impl FnOnce(&FakeHost)) -> Self {
+        Self::locking(Locking::default(), prepare)
+    }
+
+    fn locking(locking: Locking, prepare: impl FnOnce(&FakeHost)) -> Self {
         let cast = Cast::default();
         let host = FakeHost::new(Gateway::new(cast.gateway(AuthKind::Psk), 0x47));
         prepare(&host);
@@ -47,9 +51,10 @@ impl Scene {
             }
         });
         let of_driver = host.clone();
-        let running = tokio::task::spawn_local(async move {
-            driver::run(&of_driver, Locking::default(), from_user, notices).await
-        });
+        let running =
+            tokio::task::spawn_local(
+                async move { driver::run(&of_driver, locking, from_user, notices).await },
+            );
         Self {
             host,
             commands: Some(commands),
@@ -311,6 +316,31 @@ fn nothing_begins_on_a_machine_that_cannot_be_repaired() {
         assert!(scene.heard.borrow().is_empty());
         assert_eq!(scene.host.machine().plans, [Plan::default()]);
     });
+}
+
+#[test]
+fn at_its_end_a_locked_machine_is_opened_or_stays_locked() {
+    for stays in [false, true] {
+        scene(async move {
+            let locked = || Lock::Closed(Closed::default());
+            let at_begin = locked();
+            let mut scene = Scene::locking(Locking { at_begin, stays }, |_| ());
+            let mut profile = scene.cast.profile(AuthKind::Psk);
+            profile.network.kill_switch = true;
+            let credentials = scene.cast.credentials();
+            scene
+                .command(Command::Connect(Box::new(profile), credentials))
+                .await;
+            assert!(scene.reaches(State::Connected).await);
+            assert_eq!(scene.end().await, Ok(()));
+            assert_eq!(scene.host.machine().gateway.sas(), 0, "the gateway was told");
+            let plans = scene.host.machine().plans.clone();
+            let (last, before) = plans.split_last().unwrap();
+            let lock = if stays { locked() } else { Lock::Open };
+            assert_eq!(*last, Plan { tunnel: None, lock });
+            assert!(before.iter().all(|plan| plan.lock != Lock::Open), "{before:?}");
+        });
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use peregrine_core::command::{Cause, Endpoint, HostFault, State};
+use peregrine_core::command::{Cause, Command, Endpoint, HostFault, State};
 use peregrine_core::plan::{Closed, Lock, Plan};
 use peregrine_core::profile::{AuthKind, Host, Profile, Revocation};
 use peregrine_tests::authority::{OCSP_URL, Word};
@@ -257,6 +257,48 @@ fn from_one_locked_profile_to_the_next_there_is_no_gap() {
     world.run(10 * SECOND);
     goes_through(&mut world);
     assert_eq!(world.lock, Lock::Open);
+}
+
+/// As the service ends: nobody has said that traffic may go beside the tunnel.
+#[test]
+fn a_program_that_ends_leaves_the_machine_locked() {
+    let mut world = connected(|_, _| {});
+    world.command(Command::Rest);
+    world.run(5 * SECOND);
+    let status = world.status();
+    assert_eq!((status.state, status.failure), (State::Blocked, None));
+    assert_eq!(world.lock, Lock::Closed(Closed::default()));
+    assert_eq!(world.plans.last().unwrap().tunnel, None);
+    assert_eq!(world.gateway.established(), 0, "the gateway was told");
+    assert!(world.plans.iter().all(|plan| plan.lock != Lock::Open));
+    assert!(world.refused.is_empty(), "{:?}", world.refused);
+    world.disconnect();
+    world.run(SECOND);
+    assert_eq!((world.status().state, &world.lock), (State::Idle, &Lock::Open));
+    // Without a lock there is nothing to leave.
+    let mut world = connected(|_, profile| profile.network.kill_switch = false);
+    world.command(Command::Rest);
+    world.run(5 * SECOND);
+    assert_eq!(
+        (world.status().state, world.plans.last()),
+        (State::Idle, Some(&Plan::default()))
+    );
+}
+
+#[test]
+fn a_machine_that_was_locked_before_is_never_open_meanwhile() {
+    let cast = Cast::default();
+    let (mut world, profile) = world(&cast, AuthKind::Psk, |_, _| {});
+    world.lock = Lock::Closed(Closed::default());
+    world.client.begin_locked(&world.lock);
+    world.run(60 * SECOND);
+    assert_eq!(world.status().state, State::Blocked);
+    assert!(world.plans.is_empty());
+    world.connect_and_wait(profile, cast.credentials()).ok();
+    world.run_until(30 * SECOND, |world| world.status().state == State::Connected);
+    goes_through(&mut world);
+    assert!(world.plans.iter().all(|plan| plan.lock != Lock::Open));
+    assert!(world.refused.is_empty(), "{:?}", world.refused);
 }
 
 /// A wish that another one takes the place of before it was begun leaves no lock behind.

@@ -40,8 +40,12 @@ pub(super) struct Gate {
     held: VecDeque<Ask>,
     /// The latest plan that the host was told.
     told: Plan,
-    /// The lock of the last plan that the host confirmed.
+    /// The lock of the last plan that the host confirmed; open when it has failed since, as nobody knows.
     in_force: Lock,
+    /// The host has confirmed a lock, and no plan without one since.
+    is_locked: bool,
+    /// The latest plan failed: the same may have to be told again.
+    has_failed: bool,
     /// The locks that it was told since: each may be in force by now.
     unconfirmed: Vec<Lock>,
 }
@@ -62,15 +66,16 @@ impl Gate {
         };
         self.told.lock = lock.clone();
         self.in_force = lock.clone();
+        self.is_locked = self.policy.is_some();
     }
 
     pub(super) const fn policy(&self) -> Option<LockPolicy> {
         self.policy
     }
 
-    /// Whether the machine is known to be locked.
-    pub(super) const fn is_in_force(&self) -> bool {
-        self.policy.is_some() && matches!(self.in_force, Lock::Closed(_))
+    /// Whether the machine was locked, and is not known to be open since.
+    pub(super) const fn is_locked(&self) -> bool {
+        self.is_locked
     }
 
     /// The next event that may go out. Plans go out with the lock of the moment, and there is one more whenever only the
@@ -90,7 +95,8 @@ impl Gate {
                 event @ (Event::Release(_) | Event::Status(_) | Event::Happened(_)) => return Some(event),
             }
         }
-        (self.lock() != self.told.lock).then(|| self.tell())
+        let is_needed = self.has_failed && !self.held.is_empty();
+        (is_needed || self.lock() != self.told.lock).then(|| self.tell())
     }
 
     /// The host has answered.
@@ -106,7 +112,9 @@ impl Gate {
         match answer {
             Answer::Applied(Ok(_)) => {
                 self.unconfirmed.clear();
+                self.has_failed = false;
                 self.in_force = self.told.lock.clone();
+                self.is_locked = self.in_force != Lock::Open;
                 for ask in self.held.drain(..).rev() {
                     events.push_front(Event::Ask(ask));
                 }
@@ -114,6 +122,7 @@ impl Gate {
             // What became of the firewall is not known.
             Answer::Applied(Err(_)) => {
                 self.unconfirmed.clear();
+                self.has_failed = true;
                 self.in_force = Lock::Open;
             }
             _ => {}
@@ -123,7 +132,8 @@ impl Gate {
     /// Whether the firewall lets out what this is about; if not, it will.
     fn may_go(&mut self, ask: &Ask) -> bool {
         if self.policy.is_none() {
-            return true;
+            // Until the lock is lifted, nothing of ours gets out by any other hole.
+            return !self.is_locked;
         }
         let needed = match ask {
             Ask::Prompt(_) => return true,
@@ -172,6 +182,7 @@ impl Gate {
     }
 
     fn tell(&mut self) -> Event {
+        self.has_failed = false;
         self.told = Plan {
             tunnel: self.tunnel.clone(),
             lock: self.lock(),

@@ -60,6 +60,8 @@ pub struct Client {
     waiting: Waiting,
     /// What the firewall lets out.
     gate: Gate,
+    /// How often the user has wanted a tunnel.
+    connects: u64,
     /// What the status says besides the phase.
     shown: Shown,
 }
@@ -171,6 +173,7 @@ impl Client {
             connections: Vec::new(),
             waiting: Waiting::default(),
             gate: Gate::default(),
+            connects: 0,
             shown: Shown::default(),
         }
     }
@@ -179,6 +182,9 @@ impl Client {
     /// [`Command::Disconnect`], or a profile without a kill switch.
     pub fn begin_locked(&mut self, lock: &Lock) {
         self.gate.begin(lock);
+        if self.gate.is_locked() {
+            self.announce();
+        }
     }
 
     /// Something to send.
@@ -211,6 +217,7 @@ impl Client {
     pub fn handle_command(&mut self, command: Command, now: Instant) {
         match command {
             Command::Connect(profile, credentials) => {
+                self.connects += 1;
                 let config = Arc::new(SaConfig::new(*profile, credentials));
                 self.leave(Then::Connect(config), now);
             }
@@ -657,7 +664,7 @@ impl Client {
         let stays_locked = policy.is_some();
         // Whoever was idle, or has failed before anything was up, is not seen to disconnect.
         let is_quiet = failure.is_some() || matches!(self.phase, Phase::Idle);
-        let was_locked = self.gate.policy().is_some();
+        let was_locked = self.gate.policy().is_some() || self.gate.is_locked();
         let (sa, applying) = match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Idle => (None, false),
             Phase::Connecting(mut attempt) => {
@@ -738,7 +745,7 @@ impl Client {
             return;
         }
         let (failure, next) = (leaving.failure.take(), leaving.next.take());
-        let stays = leaving.stays_locked && self.gate.is_in_force();
+        let stays = leaving.stays_locked && self.gate.is_locked();
         self.phase = Phase::Idle;
         if let Some(config) = next {
             self.connect(config, now);

@@ -17,7 +17,7 @@ impl Client {
         let shown = &self.shown;
         let mut status = Status {
             state: match &self.phase {
-                Phase::Idle if self.gate.is_in_force() => State::Blocked,
+                Phase::Idle if self.gate.is_locked() => State::Blocked,
                 Phase::Idle => State::Idle,
                 Phase::Connecting(_) => State::Connecting,
                 Phase::Up(up) if !up.applied => State::Connecting,
@@ -26,6 +26,7 @@ impl Client {
                 Phase::Lost(_) => State::Reconnecting,
                 Phase::Leaving(_) => State::Disconnecting,
             },
+            connection: self.connects,
             profile: shown.profile.clone(),
             since: shown.since,
             attempt: shown.attempt,

@@ -79,16 +79,30 @@ pub(super) struct Firewall {
     table: String,
     /// What it is, and what the kernel shows of it.
     put: Option<(Rules, String)>,
+    /// It may be another one meanwhile.
+    is_doubtful: bool,
 }
 
 impl Firewall {
     /// The firewall of the instance that holds `slot`; `programs` is where nft(8) may be.
     pub(super) fn new(programs: &[PathBuf], slot: u32) -> Self {
+        let user = nix::unistd::geteuid();
         Self {
             program: programs.iter().find(|program| program.exists()).cloned(),
-            table: format!("peregrine_{slot}"),
+            table: if user.is_root() {
+                format!("peregrine_{slot}")
+            } else {
+                // Whose records we do not see, and who does not see ours.
+                format!("peregrine_{slot}_{user}")
+            },
             put: None,
+            is_doubtful: false,
         }
+    }
+
+    /// Whether nft(8) is.
+    pub(super) const fn is_there(&self) -> bool {
+        self.program.is_some()
     }
 
     /// The lock that it holds.
@@ -100,10 +114,11 @@ impl Firewall {
 
     /// Makes the firewall what is wanted, unless it is.
     pub(super) fn put(&mut self, rules: &Rules) -> io::Result<()> {
-        if self.put.as_ref().is_some_and(|(present, _)| present == rules) {
+        if !self.is_doubtful && self.put.as_ref().is_some_and(|(present, _)| present == rules) {
             return Ok(());
         }
         self.run(&ruleset(&self.table, rules))?;
+        self.is_doubtful = false;
         // One that cannot be shown now is put once more when it is looked at.
         self.put = Some((rules.clone(), self.show().unwrap_or_default()));
         Ok(())
@@ -118,8 +133,10 @@ impl Firewall {
         if self.show().is_ok_and(|now| now == *shown) {
             return Ok(false);
         }
+        self.is_doubtful = true;
         self.run(&ruleset(&self.table, rules))?;
         let shown = self.show()?;
+        self.is_doubtful = false;
         if let Some((_, before)) = &mut self.put {
             *before = shown;
         }

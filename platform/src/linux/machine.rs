@@ -99,6 +99,9 @@ impl Machine {
             self.put_firewall(&plan.lock)?;
         }
         self.clean_up()?;
+        if let Some(made) = self.put_lock_only(plan)? {
+            return Ok(made);
+        }
         let Some(config) = &plan.tunnel else {
             self.take_back(&plan.lock)?;
             return Ok(Made {
@@ -116,6 +119,28 @@ impl Machine {
                 tracing::warn!(%second, "not everything could be taken back; the next start tries again");
             }
         })
+    }
+
+    /// Where nothing but the lock is to change, that is all that is done: name servers, for example, are told nothing.
+    fn put_lock_only(&mut self, plan: &Plan) -> Result<Option<Made>, HostFault> {
+        let present = self.shared.tunnel().as_ref().map(|tunnel| tunnel.config.clone());
+        let is_new = self
+            .firewall
+            .as_ref()
+            .is_none_or(|firewall| firewall.lock() != plan.lock);
+        if plan.lock == Lock::Open || plan.tunnel.is_none() || plan.tunnel != present || !is_new {
+            return Ok(None);
+        }
+        let index = self.device.as_ref().map(|link| link.index);
+        if index.is_none_or(|index| self.netlink.link(index).is_err()) {
+            return Ok(None);
+        }
+        self.put_firewall(&plan.lock)?;
+        let interface = self.device.as_ref().map(|link| link.name.clone());
+        Ok(Some(Made {
+            queue: None,
+            interface,
+        }))
     }
 
     /// Makes the firewall what the lock and the tunnel that there is ask for. Without a lock it only hides our address,
@@ -138,13 +163,20 @@ impl Machine {
         };
         drop(tunnel);
         let (had_one, was_locked) = (slot.record.firewall, firewall.lock() != Lock::Open);
-        if !had_one {
+        if !had_one || slot.record.locked != is_locked {
             slot.record.firewall = true;
+            // Locked until it is known to be open.
+            slot.record.locked |= is_locked;
             slot.save()?;
         }
         let done = firewall.put(&rules);
-        if done.is_err() && !had_one {
-            slot.record.firewall = false;
+        // Whatever became of it, nothing of it is left.
+        if done.is_err() && !had_one && (!firewall.is_there() || firewall.remove().is_ok()) {
+            (slot.record.firewall, slot.record.locked) = (false, false);
+            slot.save()?;
+        }
+        if done.is_ok() && slot.record.locked != is_locked {
+            slot.record.locked = is_locked;
             slot.save()?;
         }
         self.shared
@@ -160,14 +192,17 @@ impl Machine {
     }
 
     /// Puts the firewall back when somebody else has changed it.
-    pub(super) fn restore_lock(&mut self) {
+    /// Whether it is as it should be.
+    pub(super) fn restore_lock(&mut self) -> bool {
         match self.firewall.as_mut().map(Firewall::restore) {
             Some(Ok(true)) => tracing::warn!("somebody changed our firewall; it is as it was again"),
             Some(Err(error)) => {
-                tracing::error!(%error, "somebody changed our firewall, and it cannot be put back")
+                tracing::error!(%error, "somebody changed our firewall, and it cannot be put back");
+                return false;
             }
             Some(Ok(false)) | None => {}
         }
+        true
     }
 
     /// Takes a slot for this instance, and finds what crashed ones left.
@@ -349,9 +384,11 @@ impl Machine {
             lifted,
         );
         if is_locked {
-            // Whatever could not be undone.
-            let locked = self.put_firewall(lock);
-            return undone.and(locked);
+            // What counts is the lock. The rest is in the record, and is tried again when the lock is lifted.
+            if let Err(fault) = undone {
+                tracing::warn!(%fault, "not everything could be taken back yet");
+            }
+            return self.put_firewall(lock);
         }
         self.shared.locked.store(false, Ordering::Relaxed);
         undone
@@ -523,6 +560,7 @@ fn undo(
     {
         let removed = firewall.remove();
         slot.record.firewall = removed.is_err();
+        slot.record.locked &= removed.is_err();
         note(removed.map_err(|error| fault("unblock what leaves beside the tunnel", error)));
     }
     let is_left = first.is_some() || slot.record.firewall;

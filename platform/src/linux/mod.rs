@@ -117,6 +117,15 @@ pub fn can_manage_network() -> bool {
         .is_some_and(|mask| mask >> CAP_NET_ADMIN & 1 == 1)
 }
 
+/// Whether a run that has crashed, or that ended and was to leave it so, has left this machine locked: what comes next must
+/// not open it by failing.
+///
+/// # Errors
+/// The records cannot be read.
+pub fn is_left_locked(config: &Config) -> Result<bool, HostFault> {
+    state::Slot::is_left_locked(&config.state)
+}
+
 /// This machine. Dropping it takes back everything of ours but a lock, which only a plan lifts.
 #[derive(Debug)]
 pub struct LinuxHost {
@@ -192,8 +201,8 @@ impl LinuxHost {
                         let _unheard = done.send(machine.apply(&plan));
                     }
                     Job::Check(done) => {
-                        machine.restore_lock();
-                        let _unheard = done.send(machine.is_intact());
+                        let is_locked = machine.restore_lock();
+                        let _unheard = done.send(is_locked && machine.is_intact());
                     }
                     Job::Loosen => {
                         if let Err(fault) = machine.loosen() {

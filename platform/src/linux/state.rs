@@ -69,6 +69,9 @@ pub(super) struct Record {
     /// The slot's tables of the firewall are in use.
     #[serde(default)]
     pub(super) firewall: bool,
+    /// They lock the machine.
+    #[serde(default)]
+    pub(super) locked: bool,
 }
 
 /// A held slot.
@@ -122,6 +125,20 @@ impl Slot {
         Ok((left_behind, ours))
     }
 
+    /// Whether a run that has crashed has left the machine locked, as far as its record tells.
+    pub(super) fn is_left_locked(directories: &StateDirectories) -> Result<bool, HostFault> {
+        let namespace = network_namespace()?;
+        for number in (0..SLOTS).filter(|number| directories.record(*number).exists()) {
+            if let Some(mut slot) = Self::lock(directories, number, namespace)? {
+                slot.read();
+                if slot.record.namespace == namespace && slot.record.locked {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// The slot, unless a running process holds it.
     fn lock(directories: &StateDirectories, number: u32, namespace: u64) -> Result<Option<Self>, HostFault> {
         let path = directories.lock(number);
@@ -168,6 +185,7 @@ impl Slot {
                 Record {
                     routing: true,
                     firewall: true,
+                    locked: true,
                     ..self.record.clone()
                 }
             }
