@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use clap::{Parser, Subcommand};
-use peregrine_core::plan::{Closed, Lock};
-use peregrine_platform::driver::{self, Locking};
+use peregrine_core::command::{Command as Wish, HostFault};
+use peregrine_core::plan::{Closed, Lock, Plan};
+use peregrine_platform::driver::{self, Locking, Notice};
+use peregrine_platform::host::Host as _;
 use peregrine_platform::ipc::unix;
 use peregrine_platform::linux::{self, LinuxHost};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
 mod profile;
@@ -78,8 +80,13 @@ fn run(options: &RunOptions) -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let _inside = runtime.enter();
-    LocalSet::new().block_on(&runtime, serve(options, store))
+    let ended = {
+        let _inside = runtime.enter();
+        LocalSet::new().block_on(&runtime, serve(options, store))
+    };
+    // A profile that takes long to read is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(options: &RunOptions, store: Store) -> Result<(), Box<dyn std::error::Error>> {
@@ -100,26 +107,78 @@ async fn serve(options: &RunOptions, store: Store) -> Result<(), Box<dyn std::er
         }),
         stays: true,
     };
-    let host = LinuxHost::new(linux::Config::system()).map_err(|fault| fault.to_string())?;
     let (commands, command_queue) = mpsc::channel(8);
     let (notices, notice_queue) = mpsc::channel(64);
+    let Tunnel { ready, mut ended } = Tunnel::start(locking, command_queue, notices)?;
+    if ready.await.is_err() {
+        return ended.await?.map_err(Into::into);
+    }
     let service = Rc::new(Service::new(store, commands));
     let listener = unix::listen(&options.socket, group)?;
-    let mut driver = std::pin::pin!(driver::run(&host, locking, command_queue, notices));
     tokio::task::spawn_local(Rc::clone(&service).follow(notice_queue));
     tokio::task::spawn_local(server::accept(listener, group, Rc::clone(&service)));
-    service.resume();
+    let resuming = Rc::clone(&service);
+    tokio::task::spawn_local(async move { resuming.resume().await });
     let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %options.socket.display(), "ready");
     let [terminate, interrupt] = &mut ends;
     let ended = tokio::select! {
-        ended = &mut driver => ended,
+        ended = &mut ended => ended,
         _ = async { tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} } } => {
             let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
             service.end();
-            driver.await
+            ended.await
         }
     };
     let _left = std::fs::remove_file(&options.socket);
-    ended.map_err(|fault| fault.to_string().into())
+    // Without a word it has ended by a panic: what is locked is locked, and whoever watches us starts us again.
+    ended?.map_err(Into::into)
+}
+
+/// The thread that has the tunnel: packets do not wait for what user interfaces ask.
+struct Tunnel {
+    /// The machine is locked, if it is to be, and what a crash left is taken back.
+    ready: oneshot::Receiver<()>,
+    ended: oneshot::Receiver<Result<(), String>>,
+}
+
+impl Tunnel {
+    fn start(
+        locking: Locking,
+        commands: mpsc::Receiver<Wish>,
+        notices: mpsc::Sender<Notice>,
+    ) -> io::Result<Self> {
+        let (is_ready, ready) = oneshot::channel();
+        let (has_ended, ended) = oneshot::channel();
+        let work = move || {
+            let _nobody_waits = has_ended.send(drive(locking, is_ready, commands, notices));
+        };
+        std::thread::Builder::new()
+            .name("peregrine-tunnel".to_owned())
+            .spawn(work)?;
+        Ok(Self { ready, ended })
+    }
+}
+
+fn drive(
+    locking: Locking,
+    is_ready: oneshot::Sender<()>,
+    commands: mpsc::Receiver<Wish>,
+    notices: mpsc::Sender<Notice>,
+) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    // The host's devices and sockets belong to the runtime.
+    let _inside = runtime.enter();
+    let said = |fault: HostFault| fault.to_string();
+    let host = LinuxHost::new(linux::Config::system()).map_err(said)?;
+    runtime.block_on(async {
+        let first = Plan {
+            tunnel: None,
+            lock: locking.at_begin.clone(),
+        };
+        host.apply(first).await.map_err(said)?;
+        let _nobody_waits = is_ready.send(());
+        driver::run(&host, locking, commands, notices).await.map_err(said)
+    })
 }

@@ -27,7 +27,7 @@ const MOST: usize = 128;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a caller may take to read what waits for it.
 const UNREAD: Duration = Duration::from_secs(10);
-/// How many frames may wait for a caller.
+/// How many notices may wait for a caller.
 const QUEUE: usize = 64;
 
 /// How many connections each user has.
@@ -117,17 +117,24 @@ async fn talk(stream: UnixStream, group: Option<Gid>, service: &Service, counts:
         return Ok(());
     };
 
-    let (frames, queue) = mpsc::channel(QUEUE);
+    let (notices, notice_queue) = mpsc::channel(QUEUE);
+    // One answer waits while the one before it is written: whoever does not read what it has asked for asks in vain.
+    let (answers, answer_queue) = mpsc::channel(1);
     let is_late = Rc::new(Notify::new());
+    let watcher = Watcher {
+        user: peer.user,
+        frames: notices,
+        is_late: Rc::clone(&is_late),
+    };
     let conversation = async {
-        let ended = hear(reader, peer, service, &frames, &is_late).await;
+        let ended = hear(reader, service, watcher, &answers).await;
         // What was answered last is still on its way.
-        let _drained = timeout(UNREAD, frames.reserve_many(QUEUE)).await;
+        let _written = timeout(UNREAD, answers.reserve()).await;
         ended
     };
     tokio::select! {
         ended = conversation => ended,
-        ended = write(writer, queue) => ended,
+        ended = write(writer, answer_queue, notice_queue) => ended,
         () = is_late.notified() => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not read what it watches")),
     }
 }
@@ -140,22 +147,31 @@ async fn send(writer: &mut OwnedWriteHalf, frame: Frame) -> io::Result<()> {
     timeout(UNREAD, writer.write_all(frame.as_bytes())).await?
 }
 
-async fn write(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>) -> io::Result<()> {
-    while let Some(frame) = queue.recv().await {
+async fn write(
+    mut writer: OwnedWriteHalf,
+    mut answers: mpsc::Receiver<Frame>,
+    mut notices: mpsc::Receiver<Frame>,
+) -> io::Result<()> {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            Some(answer) = answers.recv() => answer,
+            Some(notice) = notices.recv() => notice,
+            else => return Ok(()),
+        };
         send(&mut writer, frame).await?;
     }
-    Ok(())
 }
 
 /// Does what is asked for, one after the other.
 async fn hear(
     mut reader: BufReader<OwnedReadHalf>,
-    peer: Peer,
     service: &Service,
-    frames: &mpsc::Sender<Frame>,
-    is_late: &Rc<Notify>,
+    watcher: Watcher,
+    answers: &mpsc::Sender<Frame>,
 ) -> io::Result<()> {
-    let mut watches = false;
+    let user = watcher.user;
+    let mut watcher = Some(watcher);
     loop {
         // A caller may be silent for as long as it likes, but not in the middle of a frame.
         let mut header = [0; 4];
@@ -167,31 +183,24 @@ async fn hear(
             Ok(call) => call,
             Err(error) => {
                 let refusal = Refusal::new(Code::NotUnderstood, error.to_string());
-                answer(frames, 0, Err(refusal)).await?;
+                answer(answers, 0, Err(refusal)).await?;
                 return Err(error);
             }
         };
-        let begins = matches!(request, Request::Watch) && !watches;
-        answer(frames, id, service.serve(peer.user, request)).await?;
-        if begins {
-            watches = true;
-            service.watch(
-                peer.user,
-                Watcher {
-                    frames: frames.clone(),
-                    is_late: Rc::clone(is_late),
-                },
-            );
+        let begins = matches!(request, Request::Watch);
+        answer(answers, id, service.serve(user, request).await).await?;
+        if begins && let Some(watcher) = watcher.take() {
+            service.watch(watcher);
         }
     }
 }
 
 async fn answer(
-    frames: &mpsc::Sender<Frame>,
+    answers: &mpsc::Sender<Frame>,
     id: u64,
     result: Result<Box<serde_json::value::RawValue>, Refusal>,
 ) -> io::Result<()> {
     let frame: Secret = ipc::frame(&Said::reply(id, result))?;
     let gone = |_| io::ErrorKind::BrokenPipe.into();
-    frames.send(Rc::new(frame)).await.map_err(gone)
+    answers.send(Rc::new(frame)).await.map_err(gone)
 }

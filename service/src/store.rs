@@ -19,8 +19,8 @@ const MOST_OCTETS: u64 = 4 << 20;
 /// More profiles than this of one user are a mistake.
 const MOST_PROFILES: usize = 200;
 
-/// No name is longer, in characters.
-const MOST_CHARACTERS: usize = 64;
+/// No name is longer, in octets: each may take three in the name of its file.
+const MOST_NAME: usize = 64;
 
 /// Which profile: of two users, each may have one of the same name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -51,6 +51,16 @@ pub(crate) struct Wanted {
     pub(crate) profile: Option<Key>,
     /// It locks the machine, with or without the local network.
     pub(crate) lock: Option<bool>,
+}
+
+impl Wanted {
+    /// Nothing but that the machine is locked.
+    const fn locked() -> Self {
+        Self {
+            profile: None,
+            lock: Some(false),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -112,11 +122,13 @@ impl Store {
             }
         }
         let file = store.wanted_path();
-        if file.exists()
-            && let Some(WantedFile { profile, lock, .. }) =
-                read_or_put_aside(&file, |it: &WantedFile| it.version == VERSION)?
-        {
-            store.wanted = Wanted { profile, lock };
+        if file.exists() {
+            let read = read_or_put_aside(&file, |it: &WantedFile| it.version == VERSION)?;
+            // Whatever was wanted, it may have been a lock.
+            store.wanted = read.map_or_else(Wanted::locked, |WantedFile { profile, lock, .. }| Wanted {
+                profile,
+                lock,
+            });
         }
         Ok(store)
     }
@@ -130,7 +142,11 @@ impl Store {
     pub(crate) fn find(&self, user: u32, name: &str) -> Option<(&Key, &Text)> {
         let own = |key: &Key| key.owner == user;
         let named = || self.of(user).filter(|(key, _)| key.name == name);
-        named().find(|(key, _)| own(key)).or_else(|| named().next())
+        // Root means root's: another user's of that name may be a trap.
+        let shared = |key: &Key| key.owner == 0;
+        named()
+            .find(|(key, _)| own(key))
+            .or_else(|| named().find(|(key, _)| shared(key)))
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<&Text> {
@@ -200,11 +216,7 @@ impl Store {
 /// Whether a profile may be called so: one line that people can read and type.
 pub(crate) fn is_name(name: &str) -> bool {
     let is_shown = |character: char| !character.is_control() && !is_direction(character);
-    !name.is_empty()
-        && name.trim() == name
-        && name.chars().count() <= MOST_CHARACTERS
-        && name.len() <= 2 * MOST_CHARACTERS
-        && name.chars().all(is_shown)
+    !name.is_empty() && name.trim() == name && name.len() <= MOST_NAME && name.chars().all(is_shown)
 }
 
 /// What changes the direction of writing, or separates lines.
@@ -329,7 +341,7 @@ mod tests {
         );
         assert_eq!(
             [found(7, "secret"), found(0, "secret"), found(9, "shared")],
-            [None, Some(8), Some(0)]
+            [None, None, Some(0)]
         );
         assert_eq!(store.of(7).count(), 3);
         assert!(!key(0, "office").is_of(7) && key(7, "office").is_of(7) && key(7, "office").is_of(0));
@@ -398,7 +410,7 @@ mod tests {
             store.of(0).map(|(key, _)| key.name.as_str()).collect::<Vec<_>>(),
             ["good"]
         );
-        assert_eq!(store.wanted(), &Wanted::default());
+        assert_eq!(store.wanted(), &Wanted::locked(), "nobody knows what was wanted");
         let aside = fs::read_dir(folder.join("profiles")).unwrap();
         let aside = aside.filter(|entry| {
             entry

@@ -33,6 +33,8 @@ use peregrine_core::wire::{
     open_sealed, seal_fragments,
 };
 
+use peregrine_platform::ipc::{self, Call};
+
 pub use client::client;
 pub use revocation::revocation;
 pub use tunnel::tunnel;
@@ -41,11 +43,12 @@ pub use tunnel::tunnel;
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("certificate", certificate),
     ("client", client),
     ("eap", eap),
     ("esp", esp),
+    ("ipc", ipc),
     ("key", key),
     ("message", message),
     ("payloads", payloads),
@@ -120,6 +123,27 @@ pub fn message(data: &[u8]) {
         }
         Err(error) => assert!(error.offset <= data.len(), "{error}"),
     }
+}
+
+/// What a local user writes to the service's socket: frames with calls. One that is understood means the same when it is
+/// written again.
+pub fn ipc(data: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let mut stream = data;
+        while let Ok(Some(call)) = ipc::read::<Call>(&mut stream).await {
+            let frame = ipc::frame(&call).expect("what came in a frame fits in one");
+            let mut written = frame.as_bytes();
+            let again = ipc::read::<Call>(&mut written)
+                .await
+                .expect("it is a call")
+                .expect("it is there");
+            assert_eq!(ipc::frame(&again).expect("the same"), frame);
+            assert!(written.is_empty());
+        }
+    });
 }
 
 /// A TCP stream (RFC 9329): the first octet says how long the pieces are that the rest comes in. What a reader takes out

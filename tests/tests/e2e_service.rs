@@ -2,6 +2,7 @@
 //! socket.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -279,25 +280,30 @@ fn failures_are_told_as_in_the_foreground(lab: &Lab) {
     service.stop("TERM");
 }
 
-/// A program that watches; its events so far.
-struct Watcher(Child);
+/// A program that watches, and what it has said first.
+struct Watcher(Child, String);
 
 impl Watcher {
     fn start(lab: &Lab) -> Self {
-        let child = lab
+        let mut child = lab
             .command("cli", lab::program("peregrine"))
             .args(["status", "--watch", "--json"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("it can be run");
-        Self(child)
+        let stdout = child.stdout.as_mut().expect("a pipe");
+        let mut first = String::new();
+        BufReader::with_capacity(1, stdout)
+            .read_line(&mut first)
+            .expect("a line");
+        Self(child, first)
     }
 
     fn end(mut self) -> Vec<Value> {
         let _sent = Command::new("kill")
             .args(["-s", "INT", &self.0.id().to_string()])
             .status();
-        let mut said = String::new();
+        let mut said = std::mem::take(&mut self.1);
         let mut stdout = self.0.stdout.take().expect("a pipe");
         std::io::Read::read_to_string(&mut stdout, &mut said).expect("text");
         assert!(self.0.wait().expect("it ends").success());
@@ -318,7 +324,6 @@ fn several_watch_the_same(lab: &Lab) {
     let service = Service::start(lab);
     import(lab, 0, &certificate(), "cert");
     let watchers = [Watcher::start(lab), Watcher::start(lab), Watcher::start(lab)];
-    std::thread::sleep(Duration::from_millis(300));
     ends(lab, 0, &["up", "cert", "--timeout", "20"], 0);
     let late = Watcher::start(lab);
     assert!(lab.pings(names::SERVER_V4));

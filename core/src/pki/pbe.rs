@@ -18,7 +18,7 @@ use super::load::LoadError;
 use super::name;
 
 /// The most iterations that we do for a key; a file that asks for more would only keep us busy.
-const MAX_ITERATIONS: u32 = 10_000_000;
+const MAX_ITERATIONS: u32 = 4_000_000;
 /// The most memory in octets that we use for scrypt.
 const MAX_SCRYPT_MEMORY: u64 = 256 << 20;
 

@@ -24,6 +24,22 @@ pub(super) struct Contents {
     pub(super) keys: Vec<Zeroizing<Vec<u8>>>,
     /// Certificates in DER, in the order of the file.
     pub(super) certificates: Vec<Vec<u8>>,
+    /// How many parts of it were decrypted.
+    decrypted: usize,
+}
+
+/// Files have one encrypted part or two, and a key that is encrypted once more. Each costs as much time as it likes.
+const MAX_DECRYPTED: usize = 16;
+
+impl Contents {
+    /// One more part is to be decrypted.
+    fn decrypt(&mut self) -> Result<(), LoadError> {
+        self.decrypted += 1;
+        if self.decrypted > MAX_DECRYPTED {
+            return Err(LoadError::Damaged);
+        }
+        Ok(())
+    }
 }
 
 /// Whether this could be a PKCS #12 file: `SEQUENCE { INTEGER 3, SEQUENCE ...`, in DER or BER.
@@ -113,6 +129,7 @@ fn read_safe(safe: &[u8], passphrase: &[u8], contents: &mut Contents) -> Result<
             // EnvelopedData is for a recipient's public key, which nobody uses in such files.
             return Err(LoadError::Encryption("a public key".to_owned()));
         }
+        contents.decrypt()?;
         let decrypted = decrypt_content(info, passphrase)?;
         // Wrong padding escapes notice once in 256 times; garbage is no list of bags.
         read_bags(&decrypted, passphrase, contents, 0)
@@ -164,7 +181,10 @@ fn read_bags(bags: &[u8], passphrase: &[u8], contents: &mut Contents, depth: usi
             .body;
         match kind.strip_prefix(BAG_ARC) {
             Some([1]) => contents.keys.push(Zeroizing::new(value.to_vec())),
-            Some([2]) => contents.keys.push(decrypt_key(value, passphrase)?),
+            Some([2]) => {
+                contents.decrypt()?;
+                contents.keys.push(decrypt_key(value, passphrase)?);
+            }
             Some([3]) => contents.certificates.extend(certificate(value)?),
             Some([6]) => read_bags(value, passphrase, contents, depth.saturating_add(1))?,
             // CRLs and secrets are of no use to us.

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream as Std;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use nix::unistd::{Gid, Group, Uid};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::io::BufReader;
@@ -34,8 +35,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The folder or socket cannot be made; `AddrInUse` when another service listens there.
 pub fn listen(path: &Path, group: Option<Gid>) -> io::Result<UnixListener> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
-    own(folder, group, 0o750)?;
+    // Another one that is there already is its owner's business.
+    if !folder.exists() || path == Path::new(SOCKET) {
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
+        own(folder, group, 0o750)?;
+    }
     match fs::symlink_metadata(path) {
         Ok(there) if there.file_type().is_socket() => {
             if Std::connect(path).is_ok() {
@@ -90,11 +94,13 @@ impl Peer {
         let user = Uid::from_raw(credentials.uid());
         // The socket's mode keeps others out already; but whoever may enter it by another way, as by an inherited
         // descriptor, may still not command.
-        let is_member = group.is_some_and(|group| {
-            Gid::from_raw(credentials.gid()) == group
-                || groups(user).is_ok_and(|groups| groups.contains(&group))
-        });
-        if user.is_root() || user == nix::unistd::geteuid() || is_member {
+        let is_member = || {
+            group.is_some_and(|group| {
+                Gid::from_raw(credentials.gid()) == group
+                    || groups(stream).is_ok_and(|groups| groups.contains(&group.as_raw()))
+            })
+        };
+        if user.is_root() || user == nix::unistd::geteuid() || is_member() {
             return Ok(Self { user: user.as_raw() });
         }
         Err(io::ErrorKind::PermissionDenied.into())
@@ -107,10 +113,28 @@ impl Peer {
     }
 }
 
-fn groups(user: Uid) -> io::Result<Vec<Gid>> {
-    let user = User::from_uid(user)?.ok_or(io::ErrorKind::NotFound)?;
-    let name = std::ffi::CString::new(user.name).map_err(io::Error::other)?;
-    Ok(getgrouplist(&name, user.gid)?)
+/// The groups of who has made a connection, as the kernel noted them then (`SO_PEERGROUPS`, since Linux 4.13): no list of users
+/// is asked for, which may be on a network that we have locked.
+fn groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
+    const MOST: usize = 65_536;
+    let mut groups = vec![0_u32; MOST];
+    let mut len = libc::socklen_t::try_from(size_of_val(groups.as_slice())).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for as long as `stream` is borrowed, and the kernel writes no more octets than `len` says,
+    // which is the size of what the pointer leads to, and tells in `len` how many it wrote.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERGROUPS,
+            groups.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    groups.truncate(usize::try_from(len).unwrap_or(0) / size_of::<u32>());
+    Ok(groups)
 }
 
 /// A user interface's end of a connection.
