@@ -309,7 +309,7 @@ fn a_wrong_password_changes_nothing(lab: &Lab) {
 /// A crash leaves the machine locked; the next run takes over without a gap; and one without a lock opens it.
 fn the_client_is_killed(lab: &Lab) {
     let before = lab.snapshot();
-    for signal in ["KILL", "ABRT", "QUIT"].iter().cycle().take(3 * times() as usize) {
+    for signal in ["KILL", "ABRT", "TRAP"].iter().cycle().take(3 * times() as usize) {
         holds(signal, lab, &locked(), |lab, tunnel| {
             let tunnel = connected(tunnel);
             assert_eq!(tunnel.stop(signal).code, None);

@@ -321,6 +321,45 @@ fn a_wish_that_is_taken_back_at_once_leaves_nothing() {
     }
 }
 
+/// Whatever fails while the machine is locked, it is not opened for that.
+#[test]
+fn a_lock_that_cannot_be_changed_stays() {
+    let fault = || HostFault {
+        action: "change the firewall".into(),
+        reason: "no memory".into(),
+        permission: false,
+    };
+    // The hole for the gateway's name, on another network.
+    let mut world = connected(|_, _| {});
+    world.lock_fault = Some(fault());
+    world.move_to(lte());
+    world.run(60 * SECOND);
+    assert_eq!(world.status().state, State::Blocked);
+    assert!(world.plans.iter().all(|plan| plan.lock != Lock::Open));
+    world.command(Command::Rest);
+    world.run(5 * SECOND);
+    assert!(world.plans.iter().all(|plan| plan.lock != Lock::Open));
+    world.disconnect();
+    world.run(5 * SECOND);
+    assert_eq!((world.status().state, &world.lock), (State::Idle, &Lock::Open));
+
+    // The first hole of a machine that is locked from the begin.
+    let cast = Cast::default();
+    let (mut world, profile) = self::world(&cast, AuthKind::Psk, |_, _| {});
+    world.lock = Lock::Closed(Closed::default());
+    world.client.begin_locked(&world.lock);
+    world.lock_fault = Some(fault());
+    world.connect(profile.clone(), cast.credentials());
+    world.run(10 * SECOND);
+    assert_eq!(world.status().state, State::Blocked);
+    assert!(world.plans.iter().all(|plan| plan.lock != Lock::Open));
+    // And the next try is not held up by that.
+    world.connect(profile, cast.credentials());
+    world.run(10 * SECOND);
+    goes_through(&mut world);
+    assert!(world.plans.iter().all(|plan| plan.lock != Lock::Open));
+}
+
 #[test]
 fn a_machine_that_cannot_be_locked_does_not_connect() {
     let cast = Cast::default();
