@@ -255,6 +255,31 @@ fn what_is_in_the_tunnel_or_kept_out_of_it_goes_its_way() {
     });
 }
 
+/// Name servers and routes are not put anew for each hole; they are when the same plan comes again, as after a meddling.
+#[test]
+fn a_change_of_the_lock_alone_touches_nothing_else() {
+    with_two_networks(|network| async move {
+        routes();
+        let files = Files::new();
+        let host = files.host();
+        let with = |names| Plan {
+            lock: Lock::Closed(Closed { names, ..strict() }),
+            ..full_plan()
+        };
+        let tun = host.apply(with(false)).await.unwrap().tun;
+        assert!(tun.is_some() && !arrives(&network, "198.51.100.1:53", Some(MARK)));
+        let ours = run("ip rule");
+        run("ip rule del pref 7000");
+        let applied = host.apply(with(true)).await.unwrap();
+        assert!(applied.tun.is_none() && applied.interface.is_some());
+        assert!(arrives(&network, "198.51.100.1:53", Some(MARK)));
+        assert_ne!(run("ip rule"), ours);
+        host.apply(with(true)).await.unwrap();
+        assert_eq!(run("ip rule"), ours);
+        host.apply(Plan::default()).await.unwrap();
+    });
+}
+
 /// Whoever uses this machine as a router: containers, virtual machines, a phone.
 #[test]
 fn what_passes_through_this_machine_is_held_too() {

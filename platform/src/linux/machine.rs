@@ -94,14 +94,14 @@ impl Machine {
             self.left_behind.clear();
             self.claim_slot()?;
         }
+        if let Some(made) = self.put_lock_only(plan)? {
+            return Ok(made);
+        }
         // Before anything is taken back, a crashed run's lock too: so that there is no moment without one.
         if plan.lock != Lock::Open {
             self.put_firewall(&plan.lock)?;
         }
         self.clean_up()?;
-        if let Some(made) = self.put_lock_only(plan)? {
-            return Ok(made);
-        }
         let Some(config) = &plan.tunnel else {
             self.take_back(&plan.lock)?;
             return Ok(Made {
@@ -191,8 +191,7 @@ impl Machine {
         }
     }
 
-    /// Puts the firewall back when somebody else has changed it.
-    /// Whether it is as it should be.
+    /// Puts the firewall back when somebody else has changed it; whether it is as it should be then.
     pub(super) fn restore_lock(&mut self) -> bool {
         match self.firewall.as_mut().map(Firewall::restore) {
             Some(Ok(true)) => tracing::warn!("somebody changed our firewall; it is as it was again"),
