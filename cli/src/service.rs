@@ -159,11 +159,21 @@ pub(crate) fn down() -> Exit {
     ask(async |mut client| {
         client.call::<()>(Request::Watch).await?;
         client.call::<()>(Request::Down).await?;
+        let mut leaves = false;
         loop {
             let event: Value = event(&mut client).await?;
-            if event["event"] == "status" && event["state"] == "idle" {
-                say("Disconnected");
-                return Ok(Exit::Done);
+            match event["state"].as_str() {
+                Some("idle") => {
+                    say("Disconnected");
+                    return Ok(Exit::Done);
+                }
+                Some("disconnecting") => leaves = true,
+                // The firewall could not be opened.
+                Some("blocked") if leaves => {
+                    Shown::default().event(&event);
+                    return Ok(Exit::of(&event["failure"]));
+                }
+                _ => {}
             }
         }
     })
