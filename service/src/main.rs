@@ -40,7 +40,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct RunOptions {
-    /// Where it listens
+    /// Where it listens; `peregrine` is told of another place by PEREGRINE_SOCKET
     #[arg(long, value_name = "PATH", default_value = unix::SOCKET)]
     socket: PathBuf,
     /// Where it keeps profiles
