@@ -6,15 +6,13 @@ use std::path::Path;
 use base64ct::{Base64, Encoding as _};
 use peregrine_core::crypto::Secret;
 use peregrine_core::pki::Certificate;
-use peregrine_core::profile::{self, FileRef, Passphrase, Source};
+use peregrine_core::profile::{self, DATA, FileRef, Passphrase, Source};
+use peregrine_platform::anchors;
 use peregrine_platform::ipc::Text;
 use toml_edit::{DocumentMut, Item, Value};
 
 use crate::exit::{self, Exit};
 use crate::load::{self, LoadFault};
-
-/// How a file begins that is in the profile itself (RFC 2397).
-const DATA: &str = "data:;base64,";
 
 /// Reads files and remembers which key named which.
 struct Files<'a> {
@@ -35,7 +33,7 @@ impl Source for Files<'_> {
     }
 
     fn system_anchors(&mut self) -> Result<Vec<Certificate>, String> {
-        load::system_anchors()
+        anchors::system()
     }
 }
 

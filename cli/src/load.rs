@@ -8,6 +8,7 @@ use peregrine_core::crypto::Secret;
 use peregrine_core::pki::Certificate;
 use peregrine_core::profile::{self, FileRef, MissingSecret, Parsed, Passphrase, ProfileErrors, Source};
 use peregrine_core::timer::UnixTime;
+use peregrine_platform::anchors;
 use peregrine_platform::ipc::Text;
 
 use crate::answers::Answers;
@@ -148,26 +149,8 @@ impl Source for Files<'_> {
     }
 
     fn system_anchors(&mut self) -> Result<Vec<Certificate>, String> {
-        system_anchors()
+        anchors::system()
     }
-}
-
-/// The certification authorities that the operating system trusts.
-pub(crate) fn system_anchors() -> Result<Vec<Certificate>, String> {
-    let found = rustls_native_certs::load_native_certs();
-    let certificates: Vec<Certificate> = found
-        .certs
-        .iter()
-        .filter_map(|der| Certificate::from_der(der).ok())
-        .collect();
-    if !certificates.is_empty() {
-        return Ok(certificates);
-    }
-    let reason = found
-        .errors
-        .first()
-        .map_or_else(|| "it is empty".to_owned(), ToString::to_string);
-    Err(reason)
 }
 
 /// A file's octets, or why not.

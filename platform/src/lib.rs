@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`driver`] | the loop: `Client` <-> `Host` <-> channels |
 //! | [`host`] | what the driver asks of an operating system, without naming one |
+//! | [`anchors`] | the certification authorities that the operating system trusts |
 //! | [`clock`] | an instant that counts sleep, the wall clock, entropy |
 //! | [`ipc`] | what user interfaces and the service say to each other |
 //! | `http` | one request over HTTP/1.1, and its answer |
@@ -17,6 +18,7 @@
 //! | [`dataplane`] | cutting large packets into segments, and putting segments together |
 //! | `linux` | the host for Linux |
 
+pub mod anchors;
 pub mod batch;
 pub mod clock;
 mod connection;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use peregrine_core::crypto::Secret;
 use peregrine_core::pki::Certificate;
 use peregrine_core::profile::{self, FileRef, MissingSecret, Parsed, Passphrase, Source};
+use peregrine_platform::anchors;
 use peregrine_platform::ipc::{Code, Refusal, Text};
 
 /// What a profile may use: what is in it, and the answers that came with the call.
@@ -41,17 +42,7 @@ impl Source for Inside {
     }
 
     fn system_anchors(&mut self) -> Result<Vec<Certificate>, String> {
-        let found = rustls_native_certs::load_native_certs();
-        let certificates = found
-            .certs
-            .iter()
-            .filter_map(|der| Certificate::from_der(der).ok());
-        let certificates: Vec<Certificate> = certificates.collect();
-        match found.errors.first() {
-            Some(error) if certificates.is_empty() => Err(error.to_string()),
-            _ if certificates.is_empty() => Err("it is empty".to_owned()),
-            _ => Ok(certificates),
-        }
+        anchors::system()
     }
 }
 

@@ -20,7 +20,9 @@ use crate::pki::{Certificate, PrivateKey};
 use crate::proposal::{EspProposal, IkeProposal};
 
 pub use identity::{Identity, IdentityError};
-pub use parse::{FileRef, MissingSecret, Parsed, Passphrase, Source, WEAK_PSK_WARNING, is_weak_psk, parse};
+pub use parse::{
+    DATA, FileRef, MissingSecret, Parsed, Passphrase, Source, WEAK_PSK_WARNING, is_weak_psk, parse,
+};
 pub use report::{ProfileError, ProfileErrors, Remark, Report, Setting};
 pub(crate) use value::host_name;
 

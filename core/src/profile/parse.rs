@@ -18,7 +18,7 @@ mod credentials;
 mod ppk;
 mod settings;
 
-pub use credentials::{WEAK_PSK_WARNING, is_weak_psk};
+pub use credentials::{DATA, WEAK_PSK_WARNING, is_weak_psk};
 
 /// A file that a profile names.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -333,8 +333,8 @@ fn is_inline(text: &str) -> bool {
     text.contains("-----BEGIN ")
 }
 
-/// How a file's content begins that is in the profile itself (RFC 2397).
-const DATA: &str = "data:;base64,";
+/// How a file's content begins that is in the profile itself: what follows is base64 (RFC 2397).
+pub const DATA: &str = "data:;base64,";
 
 /// The file's path as written, or that the value is in the profile itself.
 pub(super) fn name_of(section: Section<'_, '_>, key: &str, text: &str) -> String {
